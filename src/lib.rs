@@ -1,0 +1,5 @@
+//! Raptor: hosted Pusher Channels and Faye (Bayeux) from one binary, on one set of channels.
+
+#![forbid(unsafe_code)]
+
+pub mod model;

@@ -1,0 +1,11 @@
+//! The nouns of the system. Nothing here knows JSON shapes, IO or an async runtime.
+
+pub mod event;
+pub mod fact;
+pub mod ids;
+pub mod name;
+
+pub use event::{Body, Event, Member, Message};
+pub use fact::{Fact, FactKind};
+pub use ids::{AppId, EventId, SocketId, UserId};
+pub use name::{ChannelId, ChannelKind, ChannelName, InvalidName};
