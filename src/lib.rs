@@ -2,4 +2,6 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bayeux;
 pub mod model;
+pub mod wire;

@@ -1,0 +1,5 @@
+//! The Bayeux front end (`bayeux.md`). So far its rules, which know no sockets and no clock:
+//! [`channel`] says what a name is, [`mapping`] which channel it is.
+
+pub mod channel;
+pub mod mapping;

@@ -1,0 +1,3 @@
+//! Text ↔ typed message, for each wire format. Pure: no sockets, no hub, no clock.
+
+pub mod bayeux;
