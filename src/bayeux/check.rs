@@ -109,23 +109,26 @@ pub enum Destination {
     Service(Service),
 }
 
-/// The client id is neither required nor looked at (0, rule 11). `data` is there when this is
-/// `Ok`.
-pub fn publish(request: &Publish, style: Style) -> Result<Destination, BayeuxError> {
+/// Where to and what, as JSON text. The client id is neither required nor looked at (0, rule 11).
+pub fn publish<'a>(
+    request: &Publish<'a>,
+    style: Style,
+) -> Result<(Destination, &'a str), BayeuxError> {
     let name = &*request.channel;
     let is_legal = is_name(name);
     if Space::of(name) == Space::Meta && (is_legal || Pattern::parse(name).is_some()) {
         return Err(FORBIDDEN_CHANNEL.of(name));
     }
-    if request.data.is_none() {
+    let Some(data) = request.data else {
         return Err(MISSING_PARAMETER.of("data"));
-    }
+    };
     if is_legal && Space::of(name) == Space::Service {
-        return Ok(Destination::Service(Service::of(name, style)));
+        return Ok((Destination::Service(Service::of(name, style)), data));
     }
-    to_pusher(name, style)
-        .map(Destination::Channel)
-        .map_err(|refusal| refusal.reason().of(name))
+    match to_pusher(name, style) {
+        Ok(channel) => Ok((Destination::Channel(channel), data)),
+        Err(refusal) => Err(refusal.reason().of(name)),
+    }
 }
 
 fn client(client_id: Option<Given>, client_is_known: bool) -> Result<(), BayeuxError> {

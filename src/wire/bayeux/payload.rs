@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use serde_json::value::RawValue;
 
 use super::given::{NESTING_LEVELS_MAX, measure};
-use super::reply::push_string;
+use super::object::push_string;
 
 /// The event name that a plain Bayeux publish stands for. Deliveries do not mention it.
 pub const PLAIN_EVENT: &str = "message";

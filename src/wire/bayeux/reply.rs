@@ -2,139 +2,14 @@
 //!
 //! Each function makes the text of one JSON object; [`join`] makes the array that goes out.
 
-use std::fmt;
-
+use super::advice::{Advice, ConnectionType};
 use super::error::{BayeuxError, MISSING_PARAMETER, UNKNOWN_CLIENT};
 use super::given::Given;
 use super::incoming::{
     CONNECT, Connect, DISCONNECT, Disconnect, HANDSHAKE, Handshake, Invalid, Publish, Subscribe,
 };
-
-/// The array in which one or more objects travel (0, rule 1).
-pub fn join<S: AsRef<str>>(objects: impl IntoIterator<Item = S>) -> String {
-    let mut array = String::from("[");
-    for object in objects {
-        if array.len() > 1 {
-            array.push(',');
-        }
-        array.push_str(object.as_ref());
-    }
-    array.push(']');
-    array
-}
-
-/// What a handshake or connect reply tells a client to do next (2.11).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Advice {
-    pub reconnect: Reconnect,
-    /// Wait this long before the next connect or handshake.
-    pub interval_ms: Option<u64>,
-    /// A connect may be held this long.
-    pub timeout_ms: Option<u64>,
-    /// How long a session outlives its last connect. Faye ignores it.
-    pub session_ms: Option<u64>,
-    /// Further sessions of the same browser hold a poll already (6).
-    pub multiple_clients: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Reconnect {
-    Retry,
-    /// Only on a failed reply: CometD's client throws otherwise.
-    Handshake,
-    /// Stop for ever.
-    Never,
-}
-
-impl Advice {
-    pub const fn retry(interval_ms: u64, timeout_ms: u64) -> Self {
-        Self {
-            interval_ms: Some(interval_ms),
-            timeout_ms: Some(timeout_ms),
-            ..Self::only(Reconnect::Retry)
-        }
-    }
-
-    /// A new session is needed. Without the interval Faye's clients try again without a pause.
-    pub const fn handshake(interval_ms: u64) -> Self {
-        Self {
-            interval_ms: Some(interval_ms),
-            ..Self::only(Reconnect::Handshake)
-        }
-    }
-
-    pub const fn never() -> Self {
-        Self::only(Reconnect::Never)
-    }
-
-    const fn only(reconnect: Reconnect) -> Self {
-        Self {
-            reconnect,
-            interval_ms: None,
-            timeout_ms: None,
-            session_ms: None,
-            multiple_clients: false,
-        }
-    }
-}
-
-impl fmt::Display for Advice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let reconnect = match self.reconnect {
-            Reconnect::Retry => "retry",
-            Reconnect::Handshake => "handshake",
-            Reconnect::Never => "none",
-        };
-        write!(f, r#"{{"reconnect":"{reconnect}""#)?;
-        for (name, ms) in [
-            ("interval", self.interval_ms),
-            ("timeout", self.timeout_ms),
-            ("maxInterval", self.session_ms),
-        ] {
-            if let Some(ms) = ms {
-                write!(f, r#","{name}":{ms}"#)?;
-            }
-        }
-        if self.multiple_clients {
-            f.write_str(r#","multiple-clients":true"#)?;
-        }
-        f.write_str("}")
-    }
-}
-
-/// How messages travel, in the order in which Faye lists them.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum ConnectionType {
-    LongPolling,
-    CrossOriginLongPolling,
-    CallbackPolling,
-    WebSocket,
-    EventSource,
-}
-
-impl ConnectionType {
-    pub const ALL: [Self; 5] = [
-        Self::LongPolling,
-        Self::CrossOriginLongPolling,
-        Self::CallbackPolling,
-        Self::WebSocket,
-        Self::EventSource,
-    ];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::LongPolling => "long-polling",
-            Self::CrossOriginLongPolling => "cross-origin-long-polling",
-            Self::CallbackPolling => "callback-polling",
-            Self::WebSocket => "websocket",
-            Self::EventSource => "eventsource",
-        }
-    }
-
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|known| known.as_str() == text)
-    }
-}
+use super::object::{Object, join};
+use super::payload::PLAIN_EVENT;
 
 impl Handshake<'_> {
     /// `supported` is all that the server offers, not what both have in common (2.2).
@@ -289,11 +164,18 @@ impl Invalid<'_> {
 /// perhaps its `ext` is in it: `id`, `advice` and the like are obeyed by those who receive them
 /// (0, rules 2 and 3).
 pub struct Delivery<'a> {
+    /// The published name, never the pattern that matched it.
     pub channel: &'a str,
     /// JSON text.
     pub data: &'a str,
-    /// The JSON text of an object, or nothing.
-    pub ext: Option<&'a str>,
+    /// Pusher's name of the event.
+    pub event: &'a str,
+    /// Who sent a client event on a presence channel.
+    pub user_id: Option<&'a str>,
+    /// The last event of a cache channel, sent to a new subscriber.
+    pub is_cached: bool,
+    /// What [`super::Ext::forwardable`] left of the publisher's `ext`.
+    pub forwarded: Option<&'a str>,
 }
 
 impl Delivery<'_> {
@@ -301,50 +183,27 @@ impl Delivery<'_> {
         Object::default()
             .text("channel", self.channel)
             .json("data", self.data)
-            .json_if_any("ext", self.ext)
+            .json_if_any("ext", self.ext().as_deref())
             .end()
     }
-}
 
-/// The text of a JSON object, written member by member.
-#[derive(Default)]
-pub struct Object(String);
-
-impl Object {
-    /// A member whose value is JSON text already.
-    pub fn json(mut self, name: &str, json: &str) -> Self {
-        self.0.push(if self.0.is_empty() { '{' } else { ',' });
-        push_string(&mut self.0, name);
-        self.0.push(':');
-        self.0.push_str(json);
-        self
-    }
-
-    pub fn json_if_any(self, name: &str, json: Option<&str>) -> Self {
-        match json {
-            Some(json) => self.json(name, json),
-            None => self,
+    /// `None` for a plain message, which looks as from Faye (8.5).
+    fn ext(&self) -> Option<String> {
+        let mut ext = Object::default();
+        if self.event != PLAIN_EVENT {
+            ext = ext.text("event", self.event);
         }
-    }
-
-    pub fn text(self, name: &str, text: &str) -> Self {
-        let mut json = String::with_capacity(text.len() + 2);
-        push_string(&mut json, text);
-        self.json(name, &json)
-    }
-
-    pub fn end(mut self) -> String {
-        if self.0.is_empty() {
-            self.0.push('{');
+        if let Some(user_id) = self.user_id {
+            ext = ext.text("user_id", user_id);
         }
-        self.0.push('}');
-        self.0
+        if self.is_cached {
+            ext = ext.json("cached", "true");
+        }
+        if let Some(object) = self.forwarded {
+            ext = ext.members_of(object);
+        }
+        (!ext.is_empty()).then(|| ext.end())
     }
-}
-
-/// Appends a JSON string, quotes included.
-pub(super) fn push_string(json: &mut String, text: &str) {
-    json.push_str(&serde_json::Value::from(text).to_string());
 }
 
 fn connect_accepted(
@@ -369,4 +228,118 @@ fn head(id: Option<&str>, client_id: Option<&str>, channel: &str, successful: bo
 
 fn listed(types: &[ConnectionType]) -> String {
     join(types.iter().map(|known| format!("\"{}\"", known.as_str())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::bayeux::{IncomingMessage, parse};
+
+    const PLAIN: Delivery = Delivery {
+        channel: "/foo",
+        data: "1",
+        event: PLAIN_EVENT,
+        user_id: None,
+        is_cached: false,
+        forwarded: None,
+    };
+
+    #[test]
+    fn a_held_connect_is_answered_before_what_it_waited_for() {
+        let text = r#"{"channel":"/meta/connect","clientId":"c01","connectionType":"long-polling","id":"f"}"#;
+        let held = match &parse(text, 1).unwrap()[..] {
+            [IncomingMessage::Connect(request)] => request.hold(),
+            _ => panic!("no connect"),
+        };
+        let mut objects = vec![held.accepted(&Advice::retry(0, 3000), None)];
+        for data in [r#"{"n":1}"#, r#""hello""#, "null"] {
+            objects.push(Delivery { data, ..PLAIN }.encode());
+        }
+        assert_eq!(
+            join(objects),
+            concat!(
+                r#"[{"id":"f","clientId":"c01","channel":"/meta/connect","successful":true,"#,
+                r#""advice":{"reconnect":"retry","interval":0,"timeout":3000}},"#,
+                r#"{"channel":"/foo","data":{"n":1}},{"channel":"/foo","data":"hello"},"#,
+                r#"{"channel":"/foo","data":null}]"#
+            )
+        );
+        assert_eq!(join::<&str>([]), "[]");
+    }
+
+    #[test]
+    fn what_a_delivery_is_rides_in_ext() {
+        for (delivery, expected) in [
+            (PLAIN, ""),
+            (
+                Delivery {
+                    event: "new-msg",
+                    ..PLAIN
+                },
+                r#""event":"new-msg""#,
+            ),
+            (
+                Delivery {
+                    is_cached: true,
+                    ..PLAIN
+                },
+                r#""cached":true"#,
+            ),
+            (
+                Delivery {
+                    forwarded: Some(r#"{"a":[1]}"#),
+                    ..PLAIN
+                },
+                r#""a":[1]"#,
+            ),
+            (
+                Delivery {
+                    event: "client-\"x\"",
+                    user_id: Some("10"),
+                    forwarded: Some(r#"{"a":1,"b":2}"#),
+                    ..PLAIN
+                },
+                r#""event":"client-\"x\"","user_id":"10","a":1,"b":2"#,
+            ),
+        ] {
+            let ext = match expected {
+                "" => String::new(),
+                members => format!(r#","ext":{{{members}}}"#),
+            };
+            assert_eq!(
+                delivery.encode(),
+                format!(r#"{{"channel":"/foo","data":1{ext}}}"#)
+            );
+        }
+    }
+
+    #[test]
+    fn a_reply_carries_the_servers_ext_last() {
+        let ext = Object::default().text("socket_id", "1.2").end();
+        let requests = r#"[{"channel":"/meta/handshake"},{"channel":"/meta/subscribe","clientId":"c","subscription":"/a"}]"#;
+        match &parse(requests, 2).unwrap()[..] {
+            [
+                IncomingMessage::Handshake(handshake),
+                IncomingMessage::Subscribe(subscribe),
+            ] => {
+                let types = [ConnectionType::LongPolling];
+                assert_eq!(
+                    handshake.accepted("c", &types, &Advice::never(), Some(&ext)),
+                    concat!(
+                        r#"{"channel":"/meta/handshake","successful":true,"version":"1.0","#,
+                        r#""supportedConnectionTypes":["long-polling"],"clientId":"c","#,
+                        r#""advice":{"reconnect":"none"},"ext":{"socket_id":"1.2"}}"#
+                    )
+                );
+                assert_eq!(
+                    subscribe.accepted(Some(&ext)),
+                    concat!(
+                        r#"{"clientId":"c","channel":"/meta/subscribe","successful":true,"#,
+                        r#""subscription":"/a","ext":{"socket_id":"1.2"}}"#
+                    )
+                );
+            }
+            _ => panic!("other messages"),
+        }
+    }
 }
