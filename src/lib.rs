@@ -2,4 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod backend;
+pub mod hub;
 pub mod model;
+pub mod wire;
