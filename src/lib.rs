@@ -2,4 +2,6 @@
 
 #![forbid(unsafe_code)]
 
+pub mod apps;
+pub mod auth;
 pub mod model;
