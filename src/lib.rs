@@ -2,7 +2,18 @@
 
 #![forbid(unsafe_code)]
 
+pub mod pusher;
+
+pub mod broker;
+
 pub mod backend;
+
+pub mod transport;
+
 pub mod hub;
-pub mod model;
+
+pub mod apps;
+pub mod auth;
 pub mod wire;
+
+pub mod model;
