@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod pusher;
+pub mod rest;
 
 pub mod broker;
 

@@ -11,7 +11,7 @@ use super::{Backend, Done, FactSink, Joined, Joining, LastEvent, Left};
 use crate::hub::{Hub, MemberLimitReached, Occupancy};
 use crate::model::ids::IdSource;
 use crate::model::{
- AppId, Body, ChannelId, ChannelName, Event, EventId, FactKind, SocketId, UserId,
+    AppId, Body, ChannelId, ChannelName, Event, EventId, FactKind, SocketId, UserId,
 };
 
 /// Last events kept for all channels together; beyond it the oldest goes.
@@ -126,7 +126,12 @@ impl Backend for Memory {
             if let Some(member) = departure.member_gone {
                 let user_id = member.user_id.clone();
                 let fact_user_id = user_id.clone();
-                (self.facts).state(channel, FactKind::MemberRemoved { user_id: fact_user_id });
+                (self.facts).state(
+                    channel,
+                    FactKind::MemberRemoved {
+                        user_id: fact_user_id,
+                    },
+                );
                 let removed = Body::MemberRemoved { user_id, version };
                 self.tell(channel.clone(), Some(who), removed).await;
             }
@@ -199,9 +204,8 @@ impl LastEvents {
         // A channel that is published to often must not fill the list behind a quiet one.
         if self.inserted.len() > 2 * self.events.len() + 64 {
             let events = &self.events;
-            let is_current =
-                |channel, id| events.get(channel).is_some_and(|(event, _)| event.id == id);
-            self.inserted.retain(|(channel, id)| is_current(channel, *id));
+            (self.inserted)
+                .retain(|(channel, id)| events.get(channel).is_some_and(|(e, _)| e.id == *id));
         }
     }
 
@@ -223,10 +227,7 @@ mod tests {
     fn event(ids: &IdSource, channel: &str) -> Event {
         Event {
             id: ids.event_id(),
-            channel: ChannelId::new(
-                &AppId::new("1"),
-                &ChannelName::parse(channel, 200).unwrap(),
-            ),
+            channel: ChannelId::new(&AppId::new("1"), &ChannelName::parse(channel, 200).unwrap()),
             except: None,
             body: Body::Message(Message {
                 name: "e".into(),

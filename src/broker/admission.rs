@@ -103,7 +103,12 @@ mod tests {
         let admissions = Admissions::default();
         let (app, other) = (AppId::new("1"), AppId::new("2"));
         let admit = |app, max, serial| {
-            admissions.admit(app, NonZeroUsize::new(max), SocketId::new(1, serial), outbox())
+            admissions.admit(
+                app,
+                NonZeroUsize::new(max),
+                SocketId::new(1, serial),
+                outbox(),
+            )
         };
         let first = admit(&app, 2, 1).unwrap();
         let _second = admit(&app, 2, 2).unwrap();

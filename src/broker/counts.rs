@@ -67,7 +67,10 @@ impl Counts {
                 true
             }
             Entry::Occupied(mut waiting) => {
-                if waiting.get().is_none_or(|next| next.version < count.version) {
+                if waiting
+                    .get()
+                    .is_none_or(|next| next.version < count.version)
+                {
                     waiting.insert((!is_small).then_some(count));
                 }
                 is_small

@@ -12,9 +12,7 @@ use counts::Counts;
 
 use crate::apps::App;
 use crate::backend::{Backend, FactSink, Joining, LastEvent};
-use crate::hub::{
-    Acknowledgement, Hub, MemberLimitReached, Occupancy, Outbox, Roster, Subscriber,
-};
+use crate::hub::{Acknowledgement, Hub, MemberLimitReached, Occupancy, Outbox, Roster, Subscriber};
 use crate::model::ids::IdSource;
 use crate::model::{
     Body, ChannelId, ChannelName, Event, FactKind, Member, Message, SocketId, UserId,

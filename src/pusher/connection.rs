@@ -44,11 +44,7 @@ struct SignedIn {
 
 impl Connection {
     /// Greets the client: nothing may come before `connection_established`.
-    pub fn open(
-        front: Arc<Front>,
-        app: Arc<App>,
-        outbox: Arc<Outbox>,
-    ) -> Result<Self, Close> {
+    pub fn open(front: Arc<Front>, app: Arc<App>, outbox: Arc<Outbox>) -> Result<Self, Close> {
         let socket_id = front.broker.new_socket_id();
         let admission = (front.broker.admit(&app, socket_id, outbox.clone()))
             .map_err(|OverQuota| close::close(close::OVER_QUOTA))?;
@@ -384,10 +380,16 @@ impl Connection {
             }
             let watchlist = &earlier.watchlist;
             (broker.unwatch(&self.app, self.socket_id, watchlist)).await;
-            self.user = Some(Box::new(SignedIn { user, watchlist: Vec::new() }));
+            self.user = Some(Box::new(SignedIn {
+                user,
+                watchlist: Vec::new(),
+            }));
         } else {
             // Noted first, so that the user is signed out whatever happens from here on.
-            self.user = Some(Box::new(SignedIn { user, watchlist: Vec::new() }));
+            self.user = Some(Box::new(SignedIn {
+                user,
+                watchlist: Vec::new(),
+            }));
             (broker.sign_in(&self.app, self.subscriber(), &user_id)).await;
         }
         self.authorize_by = None;
@@ -413,8 +415,9 @@ impl Connection {
         if let Some(signed_in) = &mut self.user {
             signed_in.watchlist.clone_from(&watchlist);
         }
-        let introduce =
-            |online: &[_], offline: &[_]| pusher::watchlist_events(online, offline).map(Frame::from);
+        let introduce = |online: &[_], offline: &[_]| {
+            pusher::watchlist_events(online, offline).map(Frame::from)
+        };
         (self.front.broker)
             .watch(&self.app, self.subscriber(), &watchlist, introduce)
             .await;

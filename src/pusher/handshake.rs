@@ -12,7 +12,7 @@ use crate::transport::http::Peer;
 use crate::transport::websocket::Close;
 
 /// Versions 1 to 3 are gone from hosted too; 4 is served as 5.
-const PROTOCOLS: std::ops::RangeInclusive<u32> = 4..=7;
+const PROTOCOLS: std::ops::RangeInclusive<u8> = 4..=7;
 
 /// The app that the client asks for, or how it is turned away.
 pub fn check(
@@ -38,7 +38,7 @@ pub fn check(
 }
 
 /// `client`, `version`, `flash` and whatever else stands in the query say nothing to us.
-fn check_protocol(query: &str, assumed: Option<u32>) -> Result<(), Close> {
+fn check_protocol(query: &str, assumed: Option<u8>) -> Result<(), Close> {
     let given = url::form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "protocol");
     let version = match given {
         Some((_, version)) => version.parse().ok(),

@@ -18,16 +18,16 @@ pub use websocket::{any_path, app_path};
 
 use crate::apps::AppRegistry;
 use crate::broker::Broker;
-use crate::transport::websocket;
+use crate::transport::websocket::Settings;
 
 /// What every Pusher connection shares.
 pub struct Front {
     pub broker: Arc<Broker>,
     pub apps: Arc<AppRegistry>,
-    pub websocket: Arc<websocket::Settings>,
+    pub websocket: Arc<Settings>,
     /// Told to clients. They ping after so much silence.
     pub activity_timeout: Duration,
     /// The protocol version of a client that names none; without it such a client is refused.
-    pub assume_protocol: Option<u32>,
+    pub assume_protocol: Option<u8>,
     pub outbox_bytes_max: usize,
 }

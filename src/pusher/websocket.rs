@@ -14,7 +14,7 @@ use super::connection::Connection;
 use super::handshake;
 use crate::hub::Outbox;
 use crate::transport::http::Peer;
-use crate::transport::websocket::Upgrade;
+use crate::transport::websocket::{Close, Upgrade};
 
 /// `/app/:key`
 pub fn app_path(
@@ -42,9 +42,7 @@ fn upgrade(
     front: Arc<Front>,
     headers: &HeaderMap,
     on_upgrade: Option<OnUpgrade>,
-    open: impl FnOnce(Arc<Front>, Arc<Outbox>) -> Result<Connection, crate::transport::websocket::Close>
-    + Send
-    + 'static,
+    open: impl FnOnce(Arc<Front>, Arc<Outbox>) -> Result<Connection, Close> + Send + 'static,
 ) -> Response {
     let upgrade = match Upgrade::accept(headers, on_upgrade) {
         Ok(upgrade) => upgrade,

@@ -17,7 +17,10 @@ pub struct Peer {
 impl Peer {
     /// Whether the request came over TLS, to us or to the proxy in front of us.
     pub fn is_secure(self, headers: &HeaderMap) -> bool {
-        self.secure || headers.get("x-forwarded-proto").is_some_and(|p| p == "https")
+        self.secure
+            || headers
+                .get("x-forwarded-proto")
+                .is_some_and(|p| p == "https")
     }
 }
 

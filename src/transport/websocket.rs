@@ -95,7 +95,10 @@ pub struct Upgrade {
 
 impl Upgrade {
     /// `Err` is the answer to a request that asks for no WebSocket of version 13.
-    pub fn accept(headers: &HeaderMap, on_upgrade: Option<OnUpgrade>) -> Result<Self, Box<Response>> {
+    pub fn accept(
+        headers: &HeaderMap,
+        on_upgrade: Option<OnUpgrade>,
+    ) -> Result<Self, Box<Response>> {
         let asks = |name, value: &str| {
             let given = headers.get_all(name).iter();
             let mut words = given.flat_map(|v| v.to_str().unwrap_or_default().split(','));
@@ -123,7 +126,10 @@ impl Upgrade {
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let accept = HeaderValue::from_str(&derive_accept_key(key.as_bytes()));
         let headers = response.headers_mut();
-        headers.insert(SEC_WEBSOCKET_ACCEPT, accept.expect("base64 is a header value"));
+        headers.insert(
+            SEC_WEBSOCKET_ACCEPT,
+            accept.expect("base64 is a header value"),
+        );
         headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         Ok(Self {
@@ -189,6 +195,8 @@ enum End {
     PeerClosed,
     /// The connection is broken, or takes nothing any more.
     Broken,
+    /// The outbox takes nothing more.
+    Outbox(Closing),
     Close(Close),
     /// As `Close`, after bytes that make no frame: nothing that follows can be read.
     CloseUnreadable(Close),
@@ -197,6 +205,7 @@ enum End {
 impl Socket {
     async fn run(&mut self, conversation: &mut impl Conversation) -> End {
         match self.converse(conversation).await {
+            Err(End::Outbox(why)) => End::Close(conversation.on_closing(why)),
             Err(end) => end,
         }
     }
@@ -209,8 +218,8 @@ impl Socket {
             tokio::select! {
                 message = self.stream.next() => self.on_message(message, conversation).await?,
                 taken = poll_fn(|cx| outbox.poll_take(cx, &mut batch)) => {
-                    taken.map_err(|why| End::Close(conversation.on_closing(why)))?;
-                    self.write(&mut batch, conversation).await?;
+                    taken.map_err(End::Outbox)?;
+                    self.write(&mut batch).await?;
                 }
                 () = &mut timer => {
                     self.on_timer(conversation).await?;
@@ -237,13 +246,17 @@ impl Socket {
             conversation.on_deadline().map_err(End::Close)?;
         }
         let silent_for = now - self.last_heard;
-        let Settings { ping_after, pong_within, .. } = *self.settings;
+        let Settings {
+            ping_after,
+            pong_within,
+            ..
+        } = *self.settings;
         if silent_for >= ping_after + pong_within {
             return Err(End::Close(conversation.on_silence()));
         }
         if silent_for >= ping_after {
             let ping = Message::Ping(Bytes::new());
-            return self.send(ping, true, conversation).await;
+            return self.send(ping, true).await;
         }
         Ok(())
     }
@@ -271,26 +284,16 @@ impl Socket {
         }
     }
 
-    async fn write(
-        &mut self,
-        batch: &mut VecDeque<Frame>,
-        conversation: &impl Conversation,
-    ) -> Result<(), End> {
+    async fn write(&mut self, batch: &mut VecDeque<Frame>) -> Result<(), End> {
         while let Some(frame) = batch.pop_front() {
             let is_last = batch.is_empty();
-            self.send(Message::Text(frame.into_text()), is_last, conversation)
-                .await?;
+            self.send(Message::Text(frame.into_text()), is_last).await?;
         }
         Ok(())
     }
 
     /// Writes, as far as the peer keeps accepting bytes and its outbox does not overflow.
-    async fn send(
-        &mut self,
-        message: Message,
-        flush: bool,
-        conversation: &impl Conversation,
-    ) -> Result<(), End> {
+    async fn send(&mut self, message: Message, flush: bool) -> Result<(), End> {
         let stream = &mut self.stream;
         let written = async move {
             match flush {
@@ -301,16 +304,14 @@ impl Socket {
         tokio::select! {
             biased;
             written = written => written.map_err(|_| End::Broken),
-            () = poll_fn(|cx| self.outbox.poll_slow(cx)) => {
-                Err(End::Close(conversation.on_closing(Closing::Slow)))
-            }
+            () = poll_fn(|cx| self.outbox.poll_slow(cx)) => Err(End::Outbox(Closing::Slow)),
             () = sleep(self.settings.write_timeout) => Err(End::Broken),
         }
     }
 
     async fn end(&mut self, end: End) {
         let (close, readable) = match end {
-            End::Broken => return,
+            End::Broken | End::Outbox(_) => return,
             End::PeerClosed => {
                 let _ = timeout(CLOSE_WITHIN, self.stream.flush()).await;
                 return;
