@@ -126,12 +126,15 @@ mod tests {
         let (app, outbox) = (AppId::new("1"), outbox());
         let admit = |who| admissions.admit(&app, None, who, outbox.clone()).unwrap();
         let (first, second) = (admit(SocketId::new(1, 1)), admit(SocketId::new(1, 2)));
-        let mut drained = std::pin::pin!(admissions.drain());
-        let mut is_drained = async || futures_util::poll!(&mut drained).is_ready();
-        assert!(!is_drained().await);
+        let drained = tokio::spawn({
+            let admissions = admissions.clone();
+            async move { admissions.drain().await }
+        });
+        tokio::task::yield_now().await;
         drop(first);
-        assert!(!is_drained().await);
+        tokio::task::yield_now().await;
+        assert!(!drained.is_finished());
         drop(second);
-        assert!(is_drained().await);
+        drained.await.unwrap();
     }
 }
