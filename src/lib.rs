@@ -4,4 +4,5 @@
 
 pub mod apps;
 pub mod auth;
+pub mod config;
 pub mod model;
