@@ -2,6 +2,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod config;
+pub mod server;
+
 pub mod pusher;
 pub mod rest;
 
