@@ -1,3 +1,5 @@
 //! Text ↔ typed message, for each wire format. Pure: no sockets, no hub, no clock.
 
 pub mod bayeux;
+pub mod json;
+pub mod pusher;
