@@ -29,7 +29,7 @@ pub fn app_path(
     let key = percent_decode(key);
     let checked = handshake::check(&front, &key, query, headers, peer);
     upgrade(front, headers, on_upgrade, move |front, outbox| {
-        Connection::open(front, checked?, outbox)
+        checked.and_then(|app| Connection::open(front, app, outbox))
     })
 }
 
@@ -52,5 +52,8 @@ fn upgrade(
     };
     let outbox = Arc::new(Outbox::new(front.outbox_bytes_max));
     let settings = front.websocket.clone();
-    upgrade.serve(settings, outbox.clone(), move || open(front, outbox))
+    upgrade.serve(settings, outbox.clone(), move || {
+        open(front, outbox)
+            .inspect_err(|close| tracing::debug!(code = close.code, "connection refused"))
+    })
 }
