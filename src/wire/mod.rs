@@ -3,3 +3,4 @@
 pub mod bayeux;
 pub mod json;
 pub mod pusher;
+pub mod rest;
