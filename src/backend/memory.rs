@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Backend, Done, FactSink, Joined, Joining, LastEvent, Left};
-use crate::hub::{Hub, MemberLimitReached, Occupancy};
+use crate::hub::{Expansion, Hub, MemberLimitReached, Occupancy, Subscriber};
 use crate::model::ids::IdSource;
 use crate::model::{
     AppId, Body, ChannelId, ChannelName, Event, EventId, FactKind, SocketId, UserId,
@@ -96,7 +96,7 @@ impl Backend for Memory {
             let who = subscriber.id;
             let _in_order = self.stripe(channel).lock().await;
             let arrival = (self.hub).join(channel, subscriber, member.clone(), members_max)?;
-            let version = arrival.version;
+            let (version, users) = (arrival.version, arrival.users);
             if arrival.first {
                 self.facts.state(channel, FactKind::ChannelOccupied);
                 self.tell_watchers(channel, |user_id| Body::UserOnline { user_id })
@@ -107,7 +107,11 @@ impl Backend for Memory {
             {
                 let user_id = member.user_id.clone();
                 self.facts.state(channel, FactKind::MemberAdded { user_id });
-                let added = Body::MemberAdded { member, version };
+                let added = Body::MemberAdded {
+                    member,
+                    users,
+                    version,
+                };
                 self.tell(channel.clone(), Some(who), added).await;
             }
             Ok(Joined {
@@ -122,7 +126,7 @@ impl Backend for Memory {
         Box::pin(async move {
             let _in_order = self.stripe(channel).lock().await;
             let departure = self.hub.leave(channel, who)?;
-            let version = departure.version;
+            let (version, users) = (departure.version, departure.users);
             if let Some(member) = departure.member_gone {
                 let user_id = member.user_id.clone();
                 let fact_user_id = user_id.clone();
@@ -132,7 +136,11 @@ impl Backend for Memory {
                         user_id: fact_user_id,
                     },
                 );
-                let removed = Body::MemberRemoved { user_id, version };
+                let removed = Body::MemberRemoved {
+                    user_id,
+                    users,
+                    version,
+                };
                 self.tell(channel.clone(), Some(who), removed).await;
             }
             if departure.last {
@@ -145,6 +153,27 @@ impl Backend for Memory {
                 version,
             })
         })
+    }
+
+    fn join_pattern<'a>(
+        &'a self,
+        app: &'a AppId,
+        pattern: &'a str,
+        expansion: Expansion,
+        subscriber: Subscriber,
+    ) -> Done<'a, ()> {
+        (self.hub).join_pattern(app, pattern, expansion, subscriber);
+        now(())
+    }
+
+    fn leave_pattern<'a>(
+        &'a self,
+        app: &'a AppId,
+        pattern: &'a str,
+        who: SocketId,
+    ) -> Done<'a, ()> {
+        self.hub.leave_pattern(app, pattern, who);
+        now(())
     }
 
     fn channels<'a>(
@@ -233,6 +262,7 @@ mod tests {
                 name: "e".into(),
                 data: "{}".into(),
                 user_id: None,
+                ext: None,
             }),
         }
     }

@@ -16,7 +16,7 @@ use std::time::Duration;
 pub use facts::{FactSink, fact_queue};
 pub use memory::Memory;
 
-use crate::hub::{MemberLimitReached, Occupancy, Roster, Subscriber};
+use crate::hub::{Expansion, MemberLimitReached, Occupancy, Roster, Subscriber};
 use crate::model::{AppId, ChannelId, ChannelName, Event, Member, SocketId, UserId};
 
 /// One allocation for each operation, never for each recipient.
@@ -38,6 +38,19 @@ pub trait Backend: Send + Sync {
     /// Takes a subscriber out, with the reverse of what [`Backend::join`] tells. `None` if it was
     /// not subscribed.
     fn leave<'a>(&'a self, channel: &'a ChannelId, who: SocketId) -> Done<'a, Option<Left>>;
+
+    /// Subscribes to every channel of the app that the pattern matches, now or later; see
+    /// [`crate::hub::Hub::join_pattern`]. Nobody is told, and it counts nowhere.
+    fn join_pattern<'a>(
+        &'a self,
+        app: &'a AppId,
+        pattern: &'a str,
+        expansion: Expansion,
+        subscriber: Subscriber,
+    ) -> Done<'a, ()>;
+
+    fn leave_pattern<'a>(&'a self, app: &'a AppId, pattern: &'a str, who: SocketId)
+    -> Done<'a, ()>;
 
     /// The app's occupied channels whose names start with `prefix`, in the order of their names.
     fn channels<'a>(

@@ -344,9 +344,16 @@ impl Connection {
             name: name.into(),
             data: data.into(),
             user_id: user_id.clone(),
+            ext: None,
         };
         (self.front.broker)
-            .client_event(&self.app, channel, message, self.socket_id)
+            .client_event(
+                &self.app,
+                channel,
+                message,
+                Some(self.socket_id),
+                Some(self.socket_id),
+            )
             .await;
         Ok(())
     }
