@@ -79,7 +79,7 @@ impl<'e> HandOver<'e> {
                 }
                 parcel.give(outbox);
                 self.pushes += 1;
-                if self.pushes % PUSHES_BEFORE_YIELD == 0 {
+                if self.pushes.is_multiple_of(PUSHES_BEFORE_YIELD) {
                     tokio::task::yield_now().await;
                 }
             }
