@@ -26,6 +26,7 @@ use crate::hub::Hub;
 use crate::model::Fact;
 use crate::model::ids::IdSource;
 use crate::transport::http::{Peer, text};
+use crate::transport::receipt::{Receipted, Receipts};
 use crate::transport::websocket;
 use crate::{pusher, rest};
 
@@ -154,16 +155,19 @@ where
     };
     let service = TowerToHyperService::new(warp::service(routes));
     let prefix = settings.path_prefix;
+    let receipts = Receipts::default();
+    let stream = Receipted::new(stream, receipts.clone());
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(receipts.clone());
         strip_prefix(&mut request, &prefix);
         hyper::service::Service::call(&service, request)
     });
+    // A peer that shuts its side down has given its request up: a poll held for it ends at once.
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(settings.head_timeout)
         .max_buf_size(HTTP_BUFFER_BYTES)
-        .half_close(true)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     if let Err(error) = served.await {

@@ -1,8 +1,9 @@
 //! What a Pusher client asks for and what it gets (`pusher.md` 2–4), whatever carries its
 //! messages.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use tokio::time::Instant;
 
@@ -451,16 +452,25 @@ impl Conversation for Connection {
         Ok(())
     }
 
+    fn poll_take(
+        &mut self,
+        cx: &mut Context<'_>,
+        batch: &mut VecDeque<Frame>,
+    ) -> Poll<Result<(), Close>> {
+        self.outbox.poll_take(cx, batch).map_err(close::of_outbox)
+    }
+
+    fn poll_abandon(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
+        let slow = self.outbox.poll_slow(cx);
+        slow.map(|()| close::of_outbox(Closing::Slow))
+    }
+
     fn deadline(&self) -> Option<Instant> {
         self.authorize_by
     }
 
     fn on_deadline(&mut self) -> Result<(), Close> {
         Err(close::close(close::NOT_AUTHORIZED_IN_TIME))
-    }
-
-    fn on_closing(&self, why: Closing) -> Close {
-        close::of_outbox(why)
     }
 
     fn on_silence(&self) -> Close {
