@@ -28,7 +28,7 @@ use crate::model::ids::IdSource;
 use crate::transport::http::{Peer, text};
 use crate::transport::receipt::{Receipted, Receipts};
 use crate::transport::websocket;
-use crate::{pusher, rest};
+use crate::{bayeux, pusher, rest};
 
 /// Facts that may wait for whoever tells the application.
 const FACTS_MAX: usize = 65_536;
@@ -40,6 +40,7 @@ pub struct Server {
     broker: Arc<Broker>,
     pusher: Arc<pusher::Front>,
     rest: Arc<rest::Front>,
+    bayeux: Arc<bayeux::Front>,
     settings: HttpSettings,
     shutdown_grace: Duration,
 }
@@ -57,6 +58,7 @@ impl Server {
         let Config {
             server: settings,
             apps,
+            bayeux,
             ..
         } = config;
         let listener = TcpListener::bind(settings.listen).await?;
@@ -80,6 +82,8 @@ impl Server {
             assume_protocol: settings.assume_protocol,
             outbox_bytes_max: settings.outbox_bytes_max,
         };
+        let write_timeout = settings.write_timeout;
+        let bayeux = bayeux::Front::start(bayeux, apps.clone(), broker.clone(), write_timeout);
         let rest = rest::Front {
             broker: broker.clone(),
             apps,
@@ -90,6 +94,7 @@ impl Server {
             broker,
             pusher: Arc::new(pusher),
             rest: Arc::new(rest),
+            bayeux: Arc::new(bayeux),
             settings: HttpSettings {
                 head_timeout: settings.handshake_timeout,
                 path_prefix: settings.path_prefix.into(),
@@ -125,7 +130,8 @@ impl Server {
     }
 
     async fn accept(&self) {
-        let routes = routes(self.pusher.clone(), self.rest.clone());
+        let (pusher, rest) = (self.pusher.clone(), self.rest.clone());
+        let routes = routes(pusher, rest, self.bayeux.clone());
         loop {
             match self.listener.accept().await {
                 Ok((stream, address)) => {
@@ -193,6 +199,7 @@ fn strip_prefix(request: &mut Request<Incoming>, prefix: &str) {
 fn routes(
     pusher: Arc<pusher::Front>,
     rest: Arc<rest::Front>,
+    bayeux: Arc<bayeux::Front>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible, Future: Send> + Clone + Send + Sync {
     let pusher = warp::any().map(move || pusher.clone());
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
@@ -216,7 +223,11 @@ fn routes(
             None => text(StatusCode::NOT_FOUND, "NOT FOUND"),
         },
     );
-    app.or(rest::routes(rest)).unify().or(nobodys).unify()
+    (app.or(rest::routes(rest)).unify())
+        .or(bayeux::routes(bayeux))
+        .unify()
+        .or(nobodys)
+        .unify()
 }
 
 /// Until something else reads them, facts go to the log, without what they carry.

@@ -11,7 +11,7 @@ use super::{Backend, Done, FactSink, Joined, Joining, LastEvent, Left};
 use crate::hub::{Expansion, Hub, MemberLimitReached, Occupancy, Subscriber};
 use crate::model::ids::IdSource;
 use crate::model::{
-    AppId, Body, ChannelId, ChannelName, Event, EventId, FactKind, SocketId, UserId,
+    AppId, Body, ChannelId, ChannelName, Event, EventId, FactKind, Member, SocketId, UserId,
 };
 
 /// Last events kept for all channels together; beyond it the oldest goes.
@@ -192,8 +192,8 @@ impl Backend for Memory {
         now(self.hub.occupancy(channel))
     }
 
-    fn user_ids<'a>(&'a self, channel: &'a ChannelId) -> Done<'a, Vec<UserId>> {
-        now(self.hub.user_ids(channel))
+    fn members<'a>(&'a self, channel: &'a ChannelId) -> Done<'a, Vec<Arc<Member>>> {
+        now(self.hub.members(channel))
     }
 
     fn last_event<'a>(&'a self, channel: &'a ChannelId) -> Done<'a, Option<LastEvent>> {

@@ -17,7 +17,7 @@ pub use facts::{FactSink, fact_queue};
 pub use memory::Memory;
 
 use crate::hub::{Expansion, MemberLimitReached, Occupancy, Roster, Subscriber};
-use crate::model::{AppId, ChannelId, ChannelName, Event, Member, SocketId, UserId};
+use crate::model::{AppId, ChannelId, ChannelName, Event, Member, SocketId};
 
 /// One allocation for each operation, never for each recipient.
 pub type Done<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -62,8 +62,8 @@ pub trait Backend: Send + Sync {
     /// `None` for a channel without subscribers.
     fn occupancy<'a>(&'a self, channel: &'a ChannelId) -> Done<'a, Option<Occupancy>>;
 
-    /// The distinct users of a presence channel.
-    fn user_ids<'a>(&'a self, channel: &'a ChannelId) -> Done<'a, Vec<UserId>>;
+    /// The distinct users of a presence channel, in the order of their ids.
+    fn members<'a>(&'a self, channel: &'a ChannelId) -> Done<'a, Vec<Arc<Member>>>;
 
     fn last_event<'a>(&'a self, channel: &'a ChannelId) -> Done<'a, Option<LastEvent>>;
 }

@@ -5,15 +5,19 @@
 //! subscribers: [`Ext::forwardable`] withholds what `is_mine` claims.
 
 use std::fmt;
+use std::sync::Arc;
 
 use hmac::digest::CtOutput;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
+use crate::apps::Limits;
+use crate::model::Member;
 use crate::wire::bayeux::{
     BayeuxError, Ext, Given, INCORRECT_SIGNATURE, INCORRECT_TOKEN, INVALID_SUBSCRIPTION_TOKEN,
-    PASSWORD_REQUIRED, SIGNATURE_EXPIRED, Subscribe, Subscription,
+    INVALID_USER, PASSWORD_REQUIRED, Reason, SIGNATURE_EXPIRED, Subscribe, Subscription,
 };
+use crate::wire::pusher;
 
 use super::channel::Pattern;
 
@@ -50,7 +54,7 @@ pub struct ExtToken {
 }
 
 impl ExtToken {
-    fn is_in(&self, ext: &Ext) -> bool {
+    pub fn is_in(&self, ext: &Ext) -> bool {
         ext.text(&self.key)
             .is_some_and(|given| self.token.is(&given))
     }
@@ -192,6 +196,27 @@ fn timestamp(given: Given) -> Option<u64> {
         && !text.starts_with('0')
         && text.bytes().all(|byte| byte.is_ascii_digit());
     is_exact.then(|| text.parse().ok())?
+}
+
+/// The member that a signed `channel_data` names, else the signed-in user (`pusher.md` 2.6).
+pub fn presence_member(
+    channel_data: Option<&str>,
+    signed_in: Option<&Arc<Member>>,
+    limits: &Limits,
+) -> Result<Arc<Member>, Reason> {
+    let Some(channel_data) = channel_data else {
+        return signed_in.cloned().ok_or(INVALID_USER);
+    };
+    let member = pusher::parse_member(channel_data).map_err(|_| INVALID_USER)?;
+    check_user(&member, limits)?;
+    Ok(Arc::new(member))
+}
+
+pub fn check_user(user: &Member, limits: &Limits) -> Result<(), Reason> {
+    let info_bytes = user.user_info.as_ref().map_or(0, |info| info.len());
+    let fits = user.user_id.chars().count() <= limits.user_id_chars_max
+        && info_bytes <= limits.user_info_bytes_max;
+    if fits { Ok(()) } else { Err(INVALID_USER) }
 }
 
 /// Takes the same time wherever the texts differ, and whatever their lengths.

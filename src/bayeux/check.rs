@@ -81,6 +81,7 @@ impl Service {
 }
 
 const SERVICE: &str = "/service";
+pub const SERVICE_USER: &str = "/service/user";
 
 /// The channel that tells the members of a presence channel who comes and goes.
 pub fn presence_service(room: &ChannelName, style: Style) -> Option<String> {

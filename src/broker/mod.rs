@@ -3,12 +3,14 @@
 
 mod admission;
 mod counts;
+mod rate;
 mod users;
 
 use std::sync::Arc;
 
 pub use admission::{Admission, OverQuota};
 use counts::Counts;
+pub use rate::Rate;
 
 use crate::apps::App;
 use crate::backend::{Backend, FactSink, Joining, LastEvent};
@@ -16,9 +18,7 @@ use crate::hub::{
     Acknowledgement, Expansion, Hub, MemberLimitReached, Occupancy, Outbox, Roster, Subscriber,
 };
 use crate::model::ids::IdSource;
-use crate::model::{
-    Body, ChannelId, ChannelName, Event, FactKind, Member, Message, SocketId, UserId,
-};
+use crate::model::{Body, ChannelId, ChannelName, Event, FactKind, Member, Message, SocketId};
 
 pub struct Broker {
     hub: Arc<Hub>,
@@ -196,10 +196,10 @@ impl Broker {
         self.backend.occupancy(&id).await
     }
 
-    /// The distinct users of a presence channel.
-    pub async fn user_ids(&self, app: &App, channel: &ChannelName) -> Vec<UserId> {
+    /// The distinct users of a presence channel, in the order of their ids.
+    pub async fn members(&self, app: &App, channel: &ChannelName) -> Vec<Arc<Member>> {
         let id = ChannelId::new(&app.id, channel);
-        self.backend.user_ids(&id).await
+        self.backend.members(&id).await
     }
 
     pub async fn last_event(&self, app: &App, channel: &ChannelName) -> Option<LastEvent> {

@@ -8,7 +8,7 @@ use super::presence::Presence;
 use super::{
     Acknowledgement, Arrival, Closing, Departure, MemberLimitReached, Occupancy, Subscriber,
 };
-use crate::model::{Body, Event, Member, SocketId, UserId};
+use crate::model::{Body, Event, Member, SocketId};
 
 /// What may come for one subscriber before its acknowledgement.
 const HELD_EVENTS_MAX: usize = 4096;
@@ -164,8 +164,8 @@ impl Channel {
         })
     }
 
-    pub fn user_ids(&self) -> Vec<UserId> {
-        self.presence.user_ids()
+    pub fn members(&self) -> Vec<Arc<Member>> {
+        self.presence.roster()
     }
 
     /// Whoever delivers keeps this while it does, and with it the channel's place in the table.

@@ -31,7 +31,7 @@ pub use patterns::Expansion;
 use patterns::Patterns;
 pub use presence::Roster;
 
-use crate::model::{AppId, ChannelId, Event, EventId, Member, SocketId, UserId};
+use crate::model::{AppId, ChannelId, Event, EventId, Member, SocketId};
 
 const SHARDS: usize = 64;
 
@@ -217,11 +217,9 @@ impl Hub {
         self.shard(id).get(id).and_then(Channel::occupancy)
     }
 
-    /// The ids of the users in a presence channel, in the order of their text.
-    pub fn user_ids(&self, id: &ChannelId) -> Vec<UserId> {
-        self.shard(id)
-            .get(id)
-            .map_or_else(Vec::new, Channel::user_ids)
+    /// The users in a presence channel, in the order of their ids.
+    pub fn members(&self, id: &ChannelId) -> Vec<Arc<Member>> {
+        (self.shard(id).get(id)).map_or_else(Vec::new, Channel::members)
     }
 
     /// The app's occupied channels whose names start with `prefix`, in no order.

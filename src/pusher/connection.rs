@@ -8,12 +8,12 @@ use std::task::{Context, Poll};
 use tokio::time::Instant;
 
 use super::encoding::{PUSHER, welcome};
-use super::rate::Rate;
+
 use super::refusal::Refusal;
 use super::{Front, close};
 use crate::apps::App;
 use crate::auth::{self, split_auth};
-use crate::broker::{Admission, OverQuota, Welcome};
+use crate::broker::{Admission, OverQuota, Rate, Welcome};
 use crate::hub::{Closing, Frame, Outbox, Subscriber};
 use crate::model::{ChannelKind, ChannelName, Member, Message, SocketId, UserId};
 use crate::transport::websocket::{Close, Conversation};

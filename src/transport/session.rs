@@ -230,6 +230,10 @@ impl<T> Carrier<T> {
         slow.map(|()| Parted::Closed(Closing::Slow))
     }
 
+    pub fn is_newest(&self) -> bool {
+        self.session.state().attached == self.serial
+    }
+
     fn parted(&self, state: &State) -> Option<Parted> {
         if state.ended {
             return Some(match self.session.outbox.closing() {

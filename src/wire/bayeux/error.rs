@@ -21,8 +21,11 @@ pub const TOO_MANY_REQUESTS: Reason = coded(429, "Too many requests");
 pub const HANDSHAKE_DENIED: Reason = coded(403, "Handshake denied");
 pub const AUTHENTICATION_REQUIRED: Reason = coded(403, "Authentication required");
 pub const PASSWORD_REQUIRED: Reason = coded(403, "Password required");
-/// A sign-in on `/service/user` (8.7).
-pub const INVALID_USER_SIGNATURE: Reason = coded(403, "Invalid signature");
+/// Of a private subscription (8.6), or a sign-in on `/service/user` (8.7).
+pub const INVALID_SIGNATURE: Reason = coded(403, "Invalid signature");
+/// `channel_data` or `user_data` names no user, or more than the limits allow.
+pub const INVALID_USER: Reason = coded(403, "Invalid user");
+pub const INVALID_EVENT_NAME: Reason = coded(400, "Invalid event name");
 
 /// Faye's documentation, for a subscription token (5.1).
 pub const INVALID_SUBSCRIPTION_TOKEN: Reason = free("Invalid subscription auth token");

@@ -20,6 +20,11 @@ impl<'a> Given<'a> {
         Self(raw)
     }
 
+    /// `None` for what is no JSON.
+    pub fn parse(json: &'a str) -> Option<Self> {
+        serde_json::from_str(json).ok().map(Self)
+    }
+
     /// `None` for `null`, `false`, `0` and `""`: to Faye such a member is absent.
     pub(super) fn truthy(given: Option<Self>) -> Option<Self> {
         given.filter(|given| {
@@ -77,6 +82,17 @@ impl<'a> Given<'a> {
         }
         let elements: Vec<&RawValue> = serde_json::from_str(self.json()).ok()?;
         Some(elements.into_iter().map(Given).collect())
+    }
+
+    /// A member of an object, the last of a repeated name.
+    pub fn member(self, name: &str) -> Option<Given<'a>> {
+        let mut member = None;
+        self.each_member(|given, value| {
+            if given == name {
+                member = Some(value);
+            }
+        });
+        member
     }
 
     /// Hands over the members of an object in their order; returns whether it was one. A name that

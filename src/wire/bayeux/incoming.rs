@@ -270,13 +270,8 @@ impl<'a> Members<'a> {
     }
 
     fn hold_ms(&self) -> Option<u64> {
-        let mut timeout = None;
-        self.advice?.each_member(|name, value| {
-            if name == "timeout" {
-                timeout = Some(value);
-            }
-        });
-        let timeout = timeout.filter(|timeout| timeout.is_number())?;
+        let timeout = self.advice?.member("timeout")?;
+        let timeout = Some(timeout).filter(|timeout| timeout.is_number())?;
         // Saturates: below zero is none, beyond the largest integer is for ever.
         timeout.json().parse::<f64>().ok().map(|ms| ms as u64)
     }

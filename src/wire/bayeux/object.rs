@@ -1,5 +1,7 @@
 //! JSON text in the making. Nothing is parsed and written again.
 
+use crate::wire::json::push_string;
+
 /// The array in which one or more objects travel (0, rule 1).
 pub fn join<S: AsRef<str>>(objects: impl IntoIterator<Item = S>) -> String {
     let mut array = String::from("[");
@@ -63,9 +65,4 @@ impl Object {
         self.0.push('}');
         self.0
     }
-}
-
-/// Appends a JSON string, quotes included.
-pub(super) fn push_string(json: &mut String, text: &str) {
-    json.push_str(&serde_json::Value::from(text).to_string());
 }

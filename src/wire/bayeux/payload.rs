@@ -6,10 +6,12 @@ use std::borrow::Cow;
 use serde_json::value::RawValue;
 
 use super::given::{NESTING_LEVELS_MAX, measure};
-use super::object::push_string;
+use crate::wire::json::push_string;
 
 /// The event name that a plain Bayeux publish stands for. Deliveries do not mention it.
 pub const PLAIN_EVENT: &str = "message";
+/// The same from a publisher who is not trusted.
+pub const UNTRUSTED_PLAIN_EVENT: &str = "client-message";
 
 /// `data` of a Bayeux delivery, as JSON text: the string itself if it is JSON, else a JSON string
 /// that holds it. The text may contain line breaks between its tokens.

@@ -59,10 +59,7 @@ impl Connect<'_> {
     }
 
     pub fn refused(&self, error: &BayeuxError, advice: &Advice) -> String {
-        head(self.id, None, CONNECT, false)
-            .text("error", &error.to_string())
-            .json("advice", &advice.to_string())
-            .end()
+        connect_refused(self.id, error, advice)
     }
 
     /// What it takes to answer later, when the request's text is gone.
@@ -83,6 +80,10 @@ pub struct HeldConnect {
 impl HeldConnect {
     pub fn accepted(&self, advice: &Advice, ext: Option<&str>) -> String {
         connect_accepted(self.id.as_deref(), self.client_id.as_deref(), advice, ext)
+    }
+
+    pub fn refused(&self, error: &BayeuxError, advice: &Advice) -> String {
+        connect_refused(self.id.as_deref(), error, advice)
     }
 }
 
@@ -215,6 +216,13 @@ fn connect_accepted(
     head(id, client_id, CONNECT, true)
         .json("advice", &advice.to_string())
         .json_if_any("ext", ext)
+        .end()
+}
+
+fn connect_refused(id: Option<&str>, error: &BayeuxError, advice: &Advice) -> String {
+    head(id, None, CONNECT, false)
+        .text("error", &error.to_string())
+        .json("advice", &advice.to_string())
         .end()
 }
 
