@@ -1,0 +1,57 @@
+// Waiting for events, in Node and in a page. Every wait has an end.
+
+/** How long a test waits for something that must come. */
+export const SOON_MS = 5_000;
+/** How long a test watches that something does not come; what was sent after it has arrived long before. */
+export const QUIET_MS = 300;
+
+/**
+ * The next `event` of anything with `bind`/`unbind` (pusher-js) or `once`/`off` (Node): resolves with the listener's first argument.
+ *
+ * Bind before causing the event: `const got = once(channel, 'greeting'); await trigger(…); await got`.
+ */
+export function once(emitter, event, ms = SOON_MS) {
+  return onceArguments(emitter, event, ms).then(([first]) => first);
+}
+
+/** As `once`, with all arguments: pusher-js hands `(data, {user_id})` to the listener of a client event. */
+export function onceArguments(emitter, event, ms = SOON_MS) {
+  const bind = (emitter.bind ?? emitter.on).bind(emitter);
+  const unbind = (emitter.unbind ?? emitter.off).bind(emitter);
+  return new Promise((resolve, reject) => {
+    const listener = (...args) => {
+      clearTimeout(timer);
+      unbind(event, listener);
+      resolve(args);
+    };
+    const timer = setTimeout(() => {
+      unbind(event, listener);
+      reject(new Error(`no ${event} within ${ms} ms`));
+    }, ms);
+    bind(event, listener);
+  });
+}
+
+/** Gathers every `event` from now on: an array that grows, with `until(count, ms)` to wait for its length and `quiet(ms)` to let time pass. */
+export function collect(emitter, event) {
+  const got = [];
+  (emitter.bind ?? emitter.on).call(emitter, event, (data) => got.push(data));
+  got.until = (count, ms = SOON_MS) => until(() => got.length >= count, `${count} × ${event}, got ${got.length}`, ms).then(() => got);
+  got.quiet = (ms = QUIET_MS) => sleep(ms).then(() => got);
+  return got;
+}
+
+/** Waits until `condition()` is truthy and resolves with what it returned. `condition` may be async. */
+export async function until(condition, what = String(condition), ms = SOON_MS) {
+  const end = Date.now() + ms;
+  for (;;) {
+    const value = await condition();
+    if (value) return value;
+    if (Date.now() > end) throw new Error(`not within ${ms} ms: ${what}`);
+    await sleep(10);
+  }
+}
+
+export function sleep(ms) {
+  return new Promise((resolve) => setTimeout(resolve, ms));
+}
