@@ -14,22 +14,29 @@ export function once(emitter, event, ms = SOON_MS) {
   return onceArguments(emitter, event, ms).then(([first]) => first);
 }
 
-/** As `once`, with all arguments: pusher-js hands `(data, {user_id})` to the listener of a client event. */
-export function onceArguments(emitter, event, ms = SOON_MS) {
+/** As `once`, with all arguments: pusher-js hands `(data, {user_id})` to the listener of a client event. `signal` ends the wait. */
+export function onceArguments(emitter, event, ms = SOON_MS, signal = undefined) {
   const bind = (emitter.bind ?? emitter.on).bind(emitter);
   const unbind = (emitter.unbind ?? emitter.off).bind(emitter);
   return new Promise((resolve, reject) => {
-    const listener = (...args) => {
+    const end = () => {
       clearTimeout(timer);
       unbind(event, listener);
-      resolve(args);
     };
-    const timer = setTimeout(() => {
-      unbind(event, listener);
-      reject(new Error(`no ${event} within ${ms} ms`));
-    }, ms);
+    const listener = (...args) => { end(); resolve(args); };
+    const fail = (why) => { end(); reject(new Error(`no ${event} ${why}`)); };
+    const timer = setTimeout(() => fail(`within ${ms} ms`), ms);
+    signal?.addEventListener('abort', () => fail('wanted any more'));
     bind(event, listener);
   });
+}
+
+/** The first of several events: resolves with `[event, data]`. */
+export function firstOf(emitter, events, ms = SOON_MS) {
+  const waiting = new AbortController();
+  return Promise.any(events.map((event) => onceArguments(emitter, event, ms, waiting.signal).then(([data]) => [event, data])))
+    .catch(() => { throw new Error(`none of ${events.join(', ')} within ${ms} ms`); })
+    .finally(() => waiting.abort());
 }
 
 /** Gathers every `event` from now on: an array that grows, with `until(count, ms)` to wait for its length and `quiet(ms)` to let time pass. */
