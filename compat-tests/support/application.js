@@ -27,11 +27,12 @@ export function pusherLibrary(server, app = TEST_APP) {
  * with `forged=1` signed with a wrong secret, with `denied=1` refused by status 403.
  *
  * @param {import('./raptor.js').Raptor} server
+ * @param {{id: string, key: string, secret: string}} [app]
  * @returns {Promise<{url: string, calls: Record<string, (...args: any[]) => Promise<any>>}>} `calls` take and return JSON only, so that a page can make them too
  */
-export async function startApplication(server) {
-  const library = pusherLibrary(server);
-  const forger = pusherLibrary(server, { ...TEST_APP, secret: 'not-the-secret' });
+export async function startApplication(server, app = TEST_APP) {
+  const library = pusherLibrary(server, app);
+  const forger = pusherLibrary(server, { ...app, secret: 'not-the-secret' });
   let running = server;
 
   const http = createServer(async (request, response) => {

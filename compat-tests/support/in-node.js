@@ -28,10 +28,10 @@ export function connectionTo(server, enabledTransports = ['ws', 'wss']) {
 /**
  * A world in this process: clients of `version` that talk to `server`, and its application. Closed at the end of the test file.
  *
- * @param {object} [options] `connection`: further options of pusher-js; `key`
+ * @param {object} [options] `app`: whose credentials the application has; `key`: what clients connect with; `connection`: further options of pusher-js
  */
-export async function worldInNode(version, server, { connection = {}, key = TEST_APP.key } = {}) {
-  const application = await startApplication(server);
+export async function worldInNode(version, server, { app = TEST_APP, key = app.key, connection = {} } = {}) {
+  const application = await startApplication(server, app);
   const world = createWorld({
     Pusher: pusherClass(version),
     version,
