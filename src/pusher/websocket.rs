@@ -12,11 +12,12 @@ use super::Front;
 use super::close::{self, close};
 use super::connection::Connection;
 use super::handshake;
+use crate::auth::percent_decode;
 use crate::hub::Outbox;
 use crate::transport::http::Peer;
 use crate::transport::websocket::{Close, Upgrade};
 
-/// `/app/:key`
+/// `/app/:key`, the key as it stands in the path.
 pub fn app_path(
     front: Arc<Front>,
     key: &str,
@@ -25,7 +26,8 @@ pub fn app_path(
     peer: Peer,
     on_upgrade: Option<OnUpgrade>,
 ) -> Response {
-    let checked = handshake::check(&front, key, query, headers, peer);
+    let key = percent_decode(key);
+    let checked = handshake::check(&front, &key, query, headers, peer);
     upgrade(front, headers, on_upgrade, move |front, outbox| {
         checked.and_then(|app| Connection::open(front, app, outbox))
     })
