@@ -78,7 +78,7 @@ describe('closing', { concurrency: VERSIONS.length }, () => {
       });
 
       test('that reads too slowly is told so (4100) without delay for others, and comes back after a second', async () => {
-        const server = await serverWith({}, { outbox_bytes_max: 65_536 });
+        const server = await serverWith({}, { outbox_bytes_max: 262_144 });
         const relay = await startRelay(server);
         const [slow, fast] = [await worldInNode(version, relay), await worldInNode(version, server)];
         const [slowClient, fastClient] = [await slow.connect(), await fast.connect()];
@@ -88,10 +88,13 @@ describe('closing', { concurrency: VERSIONS.length }, () => {
         const error = once(slowClient.connection, 'error', 15_000);
 
         relay.hold();
-        const events = 1_500; // × 10 kB: more than the system's buffers and the server's hold together
-        for (let n = 0; n < events; n += 10) {
-          await fast.triggerBatch(Array.from({ length: 10 }, (_, i) => ({ channel: name, name: 'news', data: `${n + i}:${'x'.repeat(10_000)}` })));
-        }
+        // 10 kB each, until the buffers of the system and of the server are full.
+        let events = 0;
+        const subscribers = async () => (await fast.get(`/channels/${name}`, { info: 'subscription_count' })).subscription_count;
+        do {
+          assert.ok(events < 10_000, 'the slow client is never cut off');
+          await fast.triggerBatch(Array.from({ length: 10 }, () => ({ channel: name, name: 'news', data: `${events++}:${'x'.repeat(10_000)}` })));
+        } while (await subscribers() === 2);
         await news.until(events);
         assert.deepEqual(news.map((data) => Number(data.split(':')[0])), Array.from({ length: events }, (_, n) => n));
 
