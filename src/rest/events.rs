@@ -216,6 +216,7 @@ fn except(socket_id: Option<&str>) -> Result<Option<SocketId>, ApiError> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use serde_json::{Value, json};
 
     use super::super::testing::*;
@@ -450,6 +451,22 @@ mod tests {
         ];
         publish_batch(&api, &events).await.is(200, "{}");
         assert_eq!(listener.received(), ["b 1 x", "a 2 [1,2]", "b 4 x"]);
+    }
+
+    #[tokio::test]
+    async fn an_event_reaches_everyone_though_its_sender_hangs_up() {
+        let api = Api::new();
+        let mut listeners = Vec::new();
+        for _ in 0..3000 {
+            listeners.push(api.listen("me", &["a"]).await);
+        }
+        let event = json!({"name": "e", "channel": "a", "data": "x"});
+        let answer = publish(&api, event).now_or_never();
+        assert!(answer.is_none(), "it was answered at once");
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert!(listeners.iter().all(|l| l.received() == ["a e x"]));
     }
 
     #[tokio::test]

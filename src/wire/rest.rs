@@ -238,6 +238,8 @@ fn strings(name: &'static str, raw: Option<&RawValue>) -> Result<Option<Vec<Stri
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn trigger(body: &str) -> Trigger {
@@ -413,5 +415,22 @@ mod tests {
             whole(None).to_json(),
             r#"{"occupied":true,"user_count":1,"subscription_count":2,"cache":null}"#
         );
+    }
+
+    proptest! {
+        #[test]
+        fn any_string_of_data_is_read_as_it_is(data: String) {
+            let body = serde_json::json!({ "data": data }).to_string();
+            prop_assert_eq!(trigger(&body).data, Some(data));
+        }
+
+        #[test]
+        fn any_body_is_read_or_refused(body: Vec<u8>, event in ".*") {
+            let _ = Trigger::parse(&body);
+            let batch = format!(r#"{{"batch":[{event}]}}"#);
+            if let Ok(batch) = Batch::parse(batch.as_bytes()) {
+                let _: Vec<_> = batch.events().collect();
+            }
+        }
     }
 }
