@@ -46,8 +46,9 @@ impl Site {
         let queue = Outbox::bounded(limits.queue_bytes_max, limits.queue_messages_max);
         let queue = Arc::new(queue);
         let socket_id = self.broker.new_socket_id();
-        let admission = self.broker.admit(&app, socket_id, queue.clone());
-        let admission = admission.map_err(|_| full())?;
+        let mut admission = self.broker.admit(&app, socket_id, queue.clone());
+        let counted = admission.count(app.limits.connections_max);
+        counted.map_err(|_| full())?;
         tracing::debug!(app = %app.id, %socket_id, "handshake");
         let style = self.settings.style;
         let broker = self.broker.clone();
