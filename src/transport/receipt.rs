@@ -2,10 +2,12 @@
 //! and what it held can still be sent otherwise; hyper itself says nothing of it.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -41,6 +43,21 @@ impl Receipted {
         Self {
             stream,
             outstanding: Outstanding(receipts),
+        }
+    }
+
+    /// A peer that has closed its side does not read any more; the kernel would accept what is
+    /// written to it all the same. The socket itself is asked, because tokio may not have heard
+    /// of it yet.
+    fn check_reader(&self) -> io::Result<()> {
+        if self.outstanding.0.lock().is_empty() {
+            return Ok(());
+        }
+        let mut byte = [MaybeUninit::uninit()];
+        match SockRef::from(&self.stream).peek(&mut byte) {
+            Ok(0) => Err(io::ErrorKind::BrokenPipe.into()),
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            _ => Ok(()),
         }
     }
 
@@ -82,6 +99,7 @@ impl AsyncWrite for Receipted {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.check_reader()?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -90,6 +108,7 @@ impl AsyncWrite for Receipted {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.check_reader()?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
@@ -125,7 +144,7 @@ mod tests {
     #[tokio::test]
     async fn a_receipt_comes_with_the_flush_or_never() {
         let receipts = Receipts::default();
-        let (mut connection, _peer) = connection(receipts.clone()).await;
+        let (mut connection, peer) = connection(receipts.clone()).await;
         let told = Arc::new(AtomicBool::new(false));
         let note = |told: &Arc<AtomicBool>| {
             let told = told.clone();
@@ -139,6 +158,8 @@ mod tests {
 
         let told = Arc::new(AtomicBool::new(false));
         receipts.when_written(note(&told));
+        drop(peer);
+        assert!(connection.write_all(b"x").await.is_err());
         drop(connection);
         assert_eq!(Arc::strong_count(&told), 1);
         assert!(!told.load(Ordering::Relaxed));
