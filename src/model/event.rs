@@ -20,7 +20,7 @@ pub enum Body {
     /// Published by the application or by a client.
     Message(Message),
     /// A user's first connection joined. `version` is the roster's after the change.
-    MemberAdded { member: Member, version: u64 },
+    MemberAdded { member: Arc<Member>, version: u64 },
     /// A user's last connection left. `version` is the roster's after the change.
     MemberRemoved { user_id: UserId, version: u64 },
     /// How many connections are subscribed. Of two counts the one with the higher version holds.

@@ -82,6 +82,11 @@ impl ChannelName {
         Self(format!("{SIGNED_IN}{user_id}").into())
     }
 
+    /// The user of a [`ChannelName::signed_in`] channel.
+    pub fn signed_in_user(&self) -> Option<&str> {
+        self.0.strip_prefix(SIGNED_IN)
+    }
+
     /// Every connection whose watchlist holds the user.
     pub fn watchers(user_id: &str) -> Self {
         Self(format!("{WATCHERS}{user_id}").into())

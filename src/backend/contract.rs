@@ -1,0 +1,498 @@
+//! The list of behaviours that every backend passes. A backend's own tests call [`check`] with a
+//! way to make two nodes of one cluster (which may be the same node twice).
+
+use std::collections::VecDeque;
+
+use std::sync::Arc;
+use std::task::Context;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use futures_util::task::noop_waker;
+use tokio::sync::mpsc;
+
+use super::{Backend, FactSink, Joined, Joining, Memory, fact_queue};
+use crate::hub::{Acknowledgement, Encoding, Frame, Hub, MemberLimitReached, Outbox, Subscriber};
+use crate::model::ids::IdSource;
+use crate::model::{AppId, Body, ChannelId, ChannelName, Event, Fact, Member, Message, SocketId};
+
+#[tokio::test(start_paused = true)]
+async fn memory_passes() {
+    check(|facts| {
+        let (hub, ids) = (Arc::new(Hub::new()), Arc::new(IdSource::new(1)));
+        let backend = Arc::new(Memory::new(hub.clone(), ids.clone(), facts));
+        let node = Node { hub, backend, ids };
+        [node.clone(), node]
+    })
+    .await;
+}
+
+/// One node of a cluster under test.
+#[derive(Clone)]
+struct Node {
+    hub: Arc<Hub>,
+    backend: Arc<dyn Backend>,
+    ids: Arc<IdSource>,
+}
+
+struct Cluster {
+    nodes: [Node; 2],
+    facts: mpsc::Receiver<Fact>,
+}
+
+async fn check(make: impl Fn(FactSink) -> [Node; 2]) {
+    let cluster = || {
+        let (sink, facts) = fact_queue(10_000);
+        let nodes = make(sink);
+        Cluster { nodes, facts }
+    };
+    an_event_reaches_all_but_the_excepted(cluster()).await;
+    nothing_comes_before_the_acknowledgement_and_nothing_is_missed(cluster()).await;
+    a_replayed_event_is_not_repeated(cluster()).await;
+    all_subscribers_see_one_order(cluster()).await;
+    a_user_joins_and_leaves_once(cluster()).await;
+    many_users_at_once_learn_of_each_other_exactly_once(cluster()).await;
+    the_member_limit_counts_users(cluster()).await;
+    an_older_count_does_not_follow_a_newer_one(cluster()).await;
+    occupied_channels_are_listed_and_counted(cluster()).await;
+    a_last_event_is_kept_for_its_time(cluster()).await;
+    watchers_learn_of_the_first_sign_in_and_the_last_sign_out(cluster()).await;
+    terminating_closes_the_outboxes(cluster()).await;
+}
+
+async fn an_event_reaches_all_but_the_excepted(cluster: Cluster) {
+    let [a, b] = &cluster.nodes;
+    let (one, two, three) = (Peer::new(a), Peer::new(b), Peer::new(b));
+    for (node, peer) in [(a, &one), (b, &two), (b, &three)] {
+        peer.subscribe(node, "room", None).await.unwrap();
+    }
+    a.say("room", "to all", None).await;
+    a.say("room", "but two", Some(two.id)).await;
+    a.say("elsewhere", "unheard", None).await;
+    assert_eq!(one.heard(), ["ack", "to all", "but two"]);
+    assert_eq!(two.heard(), ["ack", "to all"]);
+    assert_eq!(three.heard(), ["ack", "to all", "but two"]);
+    assert!(b.backend.leave(&channel("room"), three.id).await.is_some());
+    assert!(b.backend.leave(&channel("room"), three.id).await.is_none());
+    a.say("room", "later", None).await;
+    assert_eq!(two.heard(), ["later"]);
+    assert_eq!(three.heard(), [""; 0]);
+}
+
+async fn nothing_comes_before_the_acknowledgement_and_nothing_is_missed(cluster: Cluster) {
+    let [a, b] = &cluster.nodes;
+    let peer = Peer::new(b);
+    a.say("room", "too early", None).await;
+    let joined = peer.join(b, "room", None, 0).await.unwrap();
+    a.say("room", "one", None).await;
+    a.say("room", "not for it", Some(peer.id)).await;
+    assert_eq!(peer.heard(), [""; 0]);
+    peer.acknowledge(b, "room", &joined);
+    a.say("room", "two", None).await;
+    assert_eq!(peer.heard(), ["ack", "one", "two"]);
+}
+
+async fn a_replayed_event_is_not_repeated(cluster: Cluster) {
+    let [a, b] = &cluster.nodes;
+    for comes_meanwhile in [true, false] {
+        let peer = Peer::new(b);
+        peer.join(b, "cache-x", None, 0).await.unwrap();
+        let event = a.event("cache-x", Body::Message(message("last")), None);
+        if comes_meanwhile {
+            a.backend.publish(event.clone(), None).await;
+        }
+        let acknowledgement = Acknowledgement {
+            frames: vec!["ack".to_owned().into()],
+            replay: Some((event.id, "last".to_owned().into())),
+        };
+        (b.hub).acknowledge(&channel("cache-x"), peer.id, acknowledgement, 0);
+        assert_eq!(peer.heard(), ["ack", "last"]);
+    }
+}
+
+async fn all_subscribers_see_one_order(cluster: Cluster) {
+    let [a, b] = &cluster.nodes;
+    let peers: Vec<_> = (0..50).map(|n| Peer::new(&cluster.nodes[n % 2])).collect();
+    for (n, peer) in peers.iter().enumerate() {
+        let node = &cluster.nodes[n % 2];
+        peer.subscribe(node, "room", None).await.unwrap();
+    }
+    let publish = |node: &Node, from: usize| {
+        let node = node.clone();
+        tokio::spawn(async move {
+            for n in 0..200 {
+                node.say("room", &format!("{from}-{n}"), None).await;
+            }
+        })
+    };
+    join_all([publish(a, 1), publish(b, 2), publish(a, 3)]).await;
+    let first = peers[0].heard();
+    assert_eq!(first.len(), 601);
+    for peer in &peers[1..] {
+        assert_eq!(peer.heard(), first);
+    }
+    for from in 1..=3 {
+        let prefix = format!("{from}-");
+        let sent = (0..200).map(|n| format!("{prefix}{n}"));
+        assert!(
+            first
+                .iter()
+                .filter(|e| e.starts_with(&prefix))
+                .cloned()
+                .eq(sent)
+        );
+    }
+}
+
+async fn a_user_joins_and_leaves_once(mut cluster: Cluster) {
+    let [a, b] = cluster.nodes.clone();
+    let room = channel("presence-room");
+    let watcher = Peer::new(&a);
+    watcher
+        .subscribe(&a, "presence-room", Some("w"))
+        .await
+        .unwrap();
+    let (one, two) = (Peer::new(&a), Peer::new(&b));
+    let first = one.subscribe(&a, "presence-room", Some("u")).await.unwrap();
+    let second = two.subscribe(&b, "presence-room", Some("u")).await.unwrap();
+    assert!(first.version < second.version);
+    assert_eq!(names(&second), ["u", "w"]);
+    assert_eq!(second.connections, 3);
+    assert_eq!(b.backend.user_ids(&room).await, ["u".into(), "w".into()]);
+    b.backend.leave(&room, two.id).await;
+    assert_eq!(watcher.heard(), ["ack", "+u"]);
+    a.backend.leave(&room, one.id).await;
+    assert_eq!(watcher.heard(), ["-u"]);
+    assert_eq!(one.heard(), ["ack"]);
+    assert_eq!(two.heard(), ["ack"]);
+    a.backend.leave(&room, watcher.id).await;
+    let expected = [
+        "channel_occupied",
+        "member_added",
+        "member_added",
+        "member_removed",
+        "member_removed",
+        "channel_vacated",
+    ];
+    assert_eq!(cluster.facts(), expected);
+}
+
+/// Each learns of every other in its roster or by an event, never in both, never twice.
+async fn many_users_at_once_learn_of_each_other_exactly_once(cluster: Cluster) {
+    const USERS: usize = 200;
+    let joining = (0..USERS).map(|n| {
+        let node = cluster.nodes[n % 2].clone();
+        tokio::spawn(async move {
+            let peer = Peer::new(&node);
+            let user = format!("{n:03}");
+            let joined = peer.join(&node, "presence-room", Some(&user), USERS).await;
+            tokio::task::yield_now().await;
+            let joined = joined.unwrap();
+            peer.acknowledge(&node, "presence-room", &joined);
+            (node, peer, names(&joined))
+        })
+    });
+    let everyone: Vec<String> = (0..USERS).map(|n| format!("{n:03}")).collect();
+    let joined: Vec<_> = join_all(joining)
+        .await
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
+    for (_, peer, roster) in &joined {
+        let added = peer.heard().split_off(1);
+        let mut known = roster.clone();
+        known.extend(added.iter().map(|event| event.replace('+', "")));
+        known.sort();
+        assert_eq!(known, everyone);
+    }
+    let (leaving, staying) = joined.split_at(USERS / 2);
+    let gone = leaving.iter().map(|(node, peer, _)| async {
+        node.backend.leave(&channel("presence-room"), peer.id).await
+    });
+    assert!(join_all(gone).await.iter().all(Option::is_some));
+    for (_, peer, _) in staying {
+        assert_eq!(peer.heard().len(), USERS / 2);
+    }
+}
+
+async fn the_member_limit_counts_users(cluster: Cluster) {
+    let [a, b] = &cluster.nodes;
+    let peers: Vec<_> = (0..4).map(|_| Peer::new(a)).collect();
+    let join = |node, n: usize, user| peers[n].join(node, "presence-x", Some(user), 2);
+    assert!(join(a, 0, "1").await.is_ok());
+    assert!(join(b, 1, "2").await.is_ok());
+    assert_eq!(join(b, 2, "3").await.err(), Some(MemberLimitReached));
+    assert!(join(b, 2, "1").await.is_ok());
+    a.backend.leave(&channel("presence-x"), peers[0].id).await;
+    assert_eq!(join(a, 3, "3").await.err(), Some(MemberLimitReached));
+    b.backend.leave(&channel("presence-x"), peers[2].id).await;
+    assert!(join(a, 3, "3").await.is_ok());
+}
+
+async fn an_older_count_does_not_follow_a_newer_one(cluster: Cluster) {
+    let [a, b] = &cluster.nodes;
+    let peer = Peer::new(b);
+    peer.subscribe(b, "room", None).await.unwrap();
+    for version in [7, 8, 8, 6, 9] {
+        let count = Body::SubscriptionCount {
+            connections: version,
+            version,
+        };
+        a.backend.publish(a.event("room", count, None), None).await;
+    }
+    assert_eq!(peer.heard(), ["ack", "#7", "#8", "#8", "#9"]);
+}
+
+async fn occupied_channels_are_listed_and_counted(cluster: Cluster) {
+    let [a, b] = &cluster.nodes;
+    let (one, two) = (Peer::new(a), Peer::new(b));
+    one.subscribe(a, "presence-x", Some("u")).await.unwrap();
+    two.subscribe(b, "presence-x", Some("u")).await.unwrap();
+    one.subscribe(a, "room", None).await.unwrap();
+    let listed = |prefix: &'static str| async move {
+        let channels = b.backend.channels(&AppId::new("1"), prefix).await;
+        let summary = channels
+            .into_iter()
+            .map(|(n, o)| format!("{n} {} {}", o.connections, o.users));
+        summary.collect::<Vec<_>>()
+    };
+    assert_eq!(listed("").await, ["presence-x 2 1", "room 1 0"]);
+    assert_eq!(listed("presence-").await, ["presence-x 2 1"]);
+    assert!(b.backend.channels(&AppId::new("2"), "").await.is_empty());
+    assert!(b.backend.occupancy(&channel("room")).await.is_some());
+    a.backend.leave(&channel("room"), one.id).await;
+    assert!(b.backend.occupancy(&channel("room")).await.is_none());
+    assert_eq!(listed("r").await, [""; 0]);
+}
+
+async fn a_last_event_is_kept_for_its_time(cluster: Cluster) {
+    let [a, b] = &cluster.nodes;
+    let keep = Some(Duration::from_secs(60));
+    let room = channel("cache-x");
+    assert_eq!(b.backend.last_event(&room).await, None);
+    let event = a.event("cache-x", Body::Message(message("kept")), None);
+    a.backend.publish(event.clone(), keep).await;
+    a.say("cache-x", "not kept", None).await;
+    tokio::time::advance(Duration::from_secs(20)).await;
+    let last = b.backend.last_event(&room).await.unwrap();
+    assert_eq!((last.event, last.expires_in.as_secs()), (event, 40));
+    tokio::time::advance(Duration::from_secs(40)).await;
+    assert_eq!(b.backend.last_event(&room).await, None);
+}
+
+async fn watchers_learn_of_the_first_sign_in_and_the_last_sign_out(mut cluster: Cluster) {
+    let [a, b] = cluster.nodes.clone();
+    let signed_in = |peer: &Peer, node: &Node| {
+        let (peer, node) = (peer.clone(), node.clone());
+        async move {
+            peer.subscribe_to(&node, ChannelName::signed_in("u"), None)
+                .await
+                .unwrap()
+        }
+    };
+    let watcher = Peer::new(&a);
+    (watcher.subscribe_to(&a, ChannelName::watchers("u"), None))
+        .await
+        .unwrap();
+    let (one, two) = (Peer::new(&a), Peer::new(&b));
+    signed_in(&one, &a).await;
+    signed_in(&two, &b).await;
+    let channel = ChannelId::new(&AppId::new("1"), &ChannelName::signed_in("u"));
+    a.backend.leave(&channel, one.id).await;
+    assert_eq!(watcher.heard(), ["ack", "online u"]);
+    b.backend.leave(&channel, two.id).await;
+    assert_eq!(watcher.heard(), ["offline u"]);
+    assert_eq!(cluster.facts(), [""; 0]);
+}
+
+async fn terminating_closes_the_outboxes(cluster: Cluster) {
+    let [a, b] = &cluster.nodes;
+    let (acknowledged, pending) = (Peer::new(b), Peer::new(b));
+    acknowledged.subscribe(b, "room", None).await.unwrap();
+    let joined = pending.join(b, "room", None, 0).await.unwrap();
+    a.backend
+        .publish(a.event("room", Body::Terminate, None), None)
+        .await;
+    pending.acknowledge(b, "room", &joined);
+    for peer in [acknowledged, pending] {
+        assert_eq!(peer.heard(), ["ack", "closed"]);
+    }
+}
+
+impl Node {
+    fn event(&self, name: &str, body: Body, except: Option<SocketId>) -> Event {
+        let (id, channel) = (self.ids.event_id(), channel(name));
+        Event {
+            id,
+            channel,
+            except,
+            body,
+        }
+    }
+
+    async fn say(&self, name: &str, data: &str, except: Option<SocketId>) {
+        let event = self.event(name, Body::Message(message(data)), except);
+        self.backend.publish(event, None).await;
+    }
+}
+
+impl Cluster {
+    /// The names of what was stated so far.
+    fn facts(&mut self) -> Vec<&'static str> {
+        std::iter::from_fn(|| self.facts.try_recv().ok())
+            .map(|fact| fact.kind.name())
+            .collect()
+    }
+}
+
+#[derive(Clone)]
+struct Peer {
+    id: SocketId,
+    outbox: Arc<Outbox>,
+}
+
+impl Peer {
+    fn new(node: &Node) -> Self {
+        Self {
+            id: node.ids.socket_id(),
+            outbox: Arc::new(Outbox::new(1_000_000)),
+        }
+    }
+
+    async fn subscribe(
+        &self,
+        node: &Node,
+        name: &str,
+        user: Option<&str>,
+    ) -> Result<Joined, MemberLimitReached> {
+        let joined = self.join(node, name, user, usize::MAX).await?;
+        self.acknowledge(node, name, &joined);
+        Ok(joined)
+    }
+
+    async fn subscribe_to(
+        &self,
+        node: &Node,
+        name: ChannelName,
+        user: Option<&str>,
+    ) -> Result<Joined, MemberLimitReached> {
+        let id = ChannelId::new(&AppId::new("1"), &name);
+        let joined = self.join_id(node, &id, user, usize::MAX).await?;
+        self.acknowledge_id(node, &id, &joined);
+        Ok(joined)
+    }
+
+    async fn join(
+        &self,
+        node: &Node,
+        name: &str,
+        user: Option<&str>,
+        members_max: usize,
+    ) -> Result<Joined, MemberLimitReached> {
+        self.join_id(node, &channel(name), user, members_max).await
+    }
+
+    async fn join_id(
+        &self,
+        node: &Node,
+        channel: &ChannelId,
+        user: Option<&str>,
+        members_max: usize,
+    ) -> Result<Joined, MemberLimitReached> {
+        let member = user.map(|user| {
+            Arc::new(Member {
+                user_id: user.into(),
+                user_info: None,
+            })
+        });
+        let subscriber = Subscriber {
+            id: self.id,
+            outbox: self.outbox.clone(),
+            encoding: &PLAIN,
+        };
+        let joining = Joining {
+            subscriber,
+            member,
+            members_max,
+        };
+        node.backend.join(channel, joining).await
+    }
+
+    fn acknowledge(&self, node: &Node, name: &str, joined: &Joined) {
+        self.acknowledge_id(node, &channel(name), joined);
+    }
+
+    fn acknowledge_id(&self, node: &Node, channel: &ChannelId, joined: &Joined) {
+        let acknowledgement = Acknowledgement {
+            frames: vec!["ack".to_owned().into()],
+            replay: None,
+        };
+        (node.hub).acknowledge(channel, self.id, acknowledgement, joined.version);
+    }
+
+    /// What came since the last look.
+    fn heard(&self) -> Vec<String> {
+        let mut heard = Vec::new();
+        let waker = noop_waker();
+        let mut cx = Context::from_waker(&waker);
+        loop {
+            let mut batch = VecDeque::new();
+            match self.outbox.poll_take(&mut cx, &mut batch) {
+                std::task::Poll::Pending => return heard,
+                std::task::Poll::Ready(Ok(())) => {
+                    heard.extend(batch.iter().map(|frame| frame.as_str().to_owned()));
+                }
+                std::task::Poll::Ready(Err(_)) => {
+                    heard.push("closed".to_owned());
+                    return heard;
+                }
+            }
+        }
+    }
+}
+
+struct Plain;
+static PLAIN: Plain = Plain;
+
+impl Encoding for Plain {
+    fn name(&self) -> &'static str {
+        "plain"
+    }
+
+    fn encode(&self, event: &Event) -> Option<Frame> {
+        let text = match &event.body {
+            Body::Message(message) => message.data.to_string(),
+            Body::MemberAdded { member, .. } => format!("+{}", member.user_id),
+            Body::MemberRemoved { user_id, .. } => format!("-{user_id}"),
+            Body::SubscriptionCount { connections, .. } => format!("#{connections}"),
+            Body::UserOnline { user_id } => format!("online {user_id}"),
+            Body::UserOffline { user_id } => format!("offline {user_id}"),
+            Body::Terminate => return None,
+        };
+        Some(text.into())
+    }
+}
+
+fn channel(name: &str) -> ChannelId {
+    let name = ChannelName::parse(name, 200).unwrap();
+    ChannelId::new(&AppId::new("1"), &name)
+}
+
+fn message(data: &str) -> Message {
+    Message {
+        name: "e".into(),
+        data: data.into(),
+        user_id: None,
+    }
+}
+
+fn names(joined: &Joined) -> Vec<String> {
+    let roster = joined
+        .roster
+        .as_ref()
+        .expect("a presence channel has a roster");
+    roster
+        .iter()
+        .map(|member| member.user_id.to_string())
+        .collect()
+}

@@ -1,0 +1,120 @@
+//! Tells subscribers how many they are (`pusher.md` 2.8): on every change while they are few, in
+//! larger channels at most once in a while.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::apps::App;
+use crate::backend::{Backend, FactSink};
+use crate::model::ids::IdSource;
+use crate::model::{Body, ChannelId, Event, FactKind};
+
+/// Up to so many connections every change is told at once.
+const PROMPT_CONNECTIONS_MAX: u64 = 100;
+const INTERVAL: Duration = Duration::from_secs(5);
+
+#[derive(Clone)]
+pub(super) struct Counts {
+    backend: Arc<dyn Backend>,
+    ids: Arc<IdSource>,
+    facts: FactSink,
+    /// Large channels that were told less than an interval ago, with what to tell next.
+    waiting: Arc<Mutex<HashMap<ChannelId, Option<Count>>>>,
+}
+
+#[derive(Clone, Copy)]
+struct Count {
+    connections: u64,
+    version: u64,
+}
+
+impl Counts {
+    pub fn new(backend: Arc<dyn Backend>, ids: Arc<IdSource>, facts: FactSink) -> Self {
+        Self {
+            backend,
+            ids,
+            facts,
+            waiting: Arc::default(),
+        }
+    }
+
+    /// The channel has `connections` since its join or leave number `version`.
+    pub async fn changed(&self, app: &App, channel: &ChannelId, connections: u64, version: u64) {
+        let name = &channel.name;
+        if !app.features.subscription_count_events || name.is_presence() || !name.is_reported() {
+            return;
+        }
+        let count = Count {
+            connections,
+            version,
+        };
+        if self.may_tell_now(channel, count) {
+            self.tell(channel, count).await;
+        }
+    }
+
+    /// Whether the channel is small, or the interval since the last time is over. If not, the
+    /// count is told at the interval's end.
+    fn may_tell_now(&self, channel: &ChannelId, count: Count) -> bool {
+        let is_small = count.connections <= PROMPT_CONNECTIONS_MAX;
+        match self.waiting().entry(channel.clone()) {
+            Entry::Vacant(_) if is_small => true,
+            Entry::Vacant(entry) => {
+                entry.insert(None);
+                tokio::spawn(self.clone().tell_at_intervals(channel.clone()));
+                true
+            }
+            Entry::Occupied(mut waiting) => {
+                if waiting
+                    .get()
+                    .is_none_or(|next| next.version < count.version)
+                {
+                    waiting.insert((!is_small).then_some(count));
+                }
+                is_small
+            }
+        }
+    }
+
+    /// Ends with the first interval in which nothing changed.
+    async fn tell_at_intervals(self, channel: ChannelId) {
+        loop {
+            tokio::time::sleep(INTERVAL).await;
+            let next = {
+                let mut waiting = self.waiting();
+                match waiting.get_mut(&channel).and_then(Option::take) {
+                    Some(count) => count,
+                    None => {
+                        waiting.remove(&channel);
+                        return;
+                    }
+                }
+            };
+            self.tell(&channel, next).await;
+        }
+    }
+
+    async fn tell(&self, channel: &ChannelId, count: Count) {
+        let Count {
+            connections,
+            version,
+        } = count;
+        (self.facts).state(channel, FactKind::SubscriptionCount { connections });
+        let event = Event {
+            id: self.ids.event_id(),
+            channel: channel.clone(),
+            except: None,
+            body: Body::SubscriptionCount {
+                connections,
+                version,
+            },
+        };
+        self.backend.publish(event, None).await;
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<ChannelId, Option<Count>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

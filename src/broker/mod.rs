@@ -1,0 +1,202 @@
+//! The one channel model as the front ends use it: subscribe, leave, publish, ask, sign in. Each
+//! walk through backend and hub stands here once, for both protocols and the HTTP API.
+
+mod admission;
+mod counts;
+mod users;
+
+use std::sync::Arc;
+
+pub use admission::{Admission, OverQuota};
+use counts::Counts;
+
+use crate::apps::App;
+use crate::backend::{Backend, FactSink, Joining, LastEvent};
+use crate::hub::{Acknowledgement, Hub, MemberLimitReached, Occupancy, Outbox, Roster, Subscriber};
+use crate::model::ids::IdSource;
+use crate::model::{
+    Body, ChannelId, ChannelName, Event, FactKind, Member, Message, SocketId, UserId,
+};
+
+pub struct Broker {
+    hub: Arc<Hub>,
+    backend: Arc<dyn Backend>,
+    facts: FactSink,
+    ids: Arc<IdSource>,
+    counts: Counts,
+    admissions: admission::Admissions,
+}
+
+/// What a new subscriber is to be told.
+pub struct Welcome<'a> {
+    /// On presence channels.
+    pub roster: &'a Roster,
+    pub cache: Cache<'a>,
+}
+
+/// A channel's last event at the moment of subscribing (`pusher.md` 2.7).
+pub enum Cache<'a> {
+    NotCached,
+    Miss,
+    Hit(&'a Event),
+}
+
+impl Broker {
+    pub fn new(
+        hub: Arc<Hub>,
+        backend: Arc<dyn Backend>,
+        facts: FactSink,
+        ids: Arc<IdSource>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            counts: Counts::new(backend.clone(), ids.clone(), facts.clone()),
+            admissions: Default::default(),
+            hub,
+            backend,
+            facts,
+            ids,
+        })
+    }
+
+    pub fn new_socket_id(&self) -> SocketId {
+        self.ids.socket_id()
+    }
+
+    /// Counts in a new connection of the app, as far as its limit allows.
+    pub fn admit(
+        &self,
+        app: &App,
+        who: SocketId,
+        outbox: Arc<Outbox>,
+    ) -> Result<Admission, OverQuota> {
+        let max = app.limits.connections_max;
+        self.admissions.admit(&app.id, max, who, outbox)
+    }
+
+    /// Tells every connection to go elsewhere; returns when all have gone.
+    pub async fn drain(&self) {
+        self.admissions.drain().await;
+    }
+
+    /// Subscribes; `acknowledge` makes what the subscriber receives first. The caller has checked
+    /// that it may, and that it is not subscribed yet.
+    pub async fn subscribe(
+        &self,
+        app: &App,
+        channel: &ChannelName,
+        subscriber: Subscriber,
+        member: Option<Arc<Member>>,
+        acknowledge: impl FnOnce(Welcome<'_>) -> Acknowledgement,
+    ) -> Result<(), MemberLimitReached> {
+        let id = ChannelId::new(&app.id, channel);
+        let who = subscriber.id;
+        let joining = Joining {
+            subscriber,
+            member,
+            members_max: app.limits.presence_members_max,
+        };
+        let joined = self.backend.join(&id, joining).await?;
+        let last_event = match channel.is_cached() {
+            true => Some(self.backend.last_event(&id).await),
+            false => None,
+        };
+        let cache = match &last_event {
+            None => Cache::NotCached,
+            Some(None) => Cache::Miss,
+            Some(Some(last)) => Cache::Hit(&last.event),
+        };
+        let is_miss = matches!(cache, Cache::Miss);
+        let acknowledgement = acknowledge(Welcome {
+            roster: &joined.roster,
+            cache,
+        });
+        (self.hub).acknowledge(&id, who, acknowledgement, joined.version);
+        if is_miss {
+            self.facts.state(&id, FactKind::CacheMiss);
+        }
+        (self.counts)
+            .changed(app, &id, joined.connections, joined.version)
+            .await;
+        Ok(())
+    }
+
+    pub async fn unsubscribe(&self, app: &App, channel: &ChannelName, who: SocketId) {
+        let id = ChannelId::new(&app.id, channel);
+        if let Some(left) = self.backend.leave(&id, who).await {
+            (self.counts)
+                .changed(app, &id, left.connections, left.version)
+                .await;
+        }
+    }
+
+    /// Publishes what the application sent; a cache channel remembers it.
+    pub async fn publish(
+        &self,
+        app: &App,
+        channel: &ChannelName,
+        message: Message,
+        except: Option<SocketId>,
+    ) {
+        let keep = channel.is_cached().then_some(app.limits.cache_ttl);
+        let event = self.event(app, channel, except, Body::Message(message));
+        self.backend.publish(event, keep).await;
+    }
+
+    /// Publishes what a client sent, to all but that client. Never remembered.
+    pub async fn client_event(
+        &self,
+        app: &App,
+        channel: &ChannelName,
+        message: Message,
+        sender: SocketId,
+    ) {
+        let fact = FactKind::ClientEvent {
+            name: message.name.clone(),
+            data: message.data.clone(),
+            socket_id: sender,
+            user_id: message.user_id.clone(),
+        };
+        let event = self.event(app, channel, Some(sender), Body::Message(message));
+        self.facts.state(&event.channel, fact);
+        self.backend.publish(event, None).await;
+    }
+
+    /// The app's occupied channels that applications are told about, by name.
+    pub async fn channels(&self, app: &App, prefix: &str) -> Vec<(ChannelName, Occupancy)> {
+        let mut channels = self.backend.channels(&app.id, prefix).await;
+        channels.retain(|(name, _)| name.is_reported());
+        channels
+    }
+
+    /// `None` for a channel without subscribers.
+    pub async fn occupancy(&self, app: &App, channel: &ChannelName) -> Option<Occupancy> {
+        let id = ChannelId::new(&app.id, channel);
+        self.backend.occupancy(&id).await
+    }
+
+    /// The distinct users of a presence channel.
+    pub async fn user_ids(&self, app: &App, channel: &ChannelName) -> Vec<UserId> {
+        let id = ChannelId::new(&app.id, channel);
+        self.backend.user_ids(&id).await
+    }
+
+    pub async fn last_event(&self, app: &App, channel: &ChannelName) -> Option<LastEvent> {
+        let id = ChannelId::new(&app.id, channel);
+        self.backend.last_event(&id).await
+    }
+
+    fn event(
+        &self,
+        app: &App,
+        channel: &ChannelName,
+        except: Option<SocketId>,
+        body: Body,
+    ) -> Event {
+        Event {
+            id: self.ids.event_id(),
+            channel: ChannelId::new(&app.id, channel),
+            except,
+            body,
+        }
+    }
+}

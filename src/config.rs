@@ -1,0 +1,136 @@
+//! Configuration in two steps: what the user [`Written`] has in a file, in environment variables
+//! and in flags becomes the [`Config`] that the program uses. Only the step between them can fail,
+//! and then it names every problem at once.
+
+mod apps;
+mod convert;
+mod problem;
+mod section;
+#[cfg(test)]
+mod tests;
+mod written;
+
+pub use problem::{Problem, Problems, Site};
+pub use written::{Sited, Written, WrittenFile};
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use crate::apps::{App, AppKey, Features, Limits};
+use crate::auth::Secret;
+use crate::model::AppId;
+
+/// A configuration that can be used as it is.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub server: ServerSettings,
+    pub log: LogSettings,
+    /// At least one. Ids and keys are distinct.
+    pub apps: Vec<App>,
+    /// What is allowed, but probably not meant.
+    pub warnings: Vec<Problem>,
+}
+
+/// What concerns all apps.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServerSettings {
+    pub listen: SocketAddr,
+    /// Empty, or starting with a slash and not ending with one. Everything is served below it as
+    /// well as without it.
+    pub path_prefix: String,
+    /// Told to clients when their connection is established. At least 1 s (`pusher.md` 1.2).
+    pub activity_timeout: Duration,
+    /// How long a silent peer has to answer our ping before 4201.
+    pub pong_timeout: Duration,
+    /// How long the head of an HTTP request may take.
+    pub handshake_timeout: Duration,
+    /// How long a peer may accept no byte of what waits for it.
+    pub write_timeout: Duration,
+    pub shutdown_grace: Duration,
+    /// The protocol version of clients that name none; without it they are refused with 4008.
+    pub assume_protocol: Option<u8>,
+    pub request_body_bytes_max: usize,
+    /// One WebSocket message from a client.
+    pub inbound_message_bytes_max: usize,
+    /// What may wait for one slow connection before 4100.
+    pub outbox_bytes_max: usize,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogSettings {
+    /// A valid `tracing` filter: `info`, or `warn,raptor=debug`.
+    pub level: String,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Config {
+    /// What there is without any configuration: the well-known development app on loopback, with
+    /// its events switched on and hosted Pusher's limits.
+    pub fn development() -> Self {
+        Self {
+            server: ServerSettings::default(),
+            log: LogSettings::default(),
+            apps: vec![development_app()],
+            warnings: Vec::new(),
+        }
+    }
+}
+
+impl Default for ServerSettings {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 6001)),
+            path_prefix: String::new(),
+            activity_timeout: Duration::from_secs(120),
+            pong_timeout: Duration::from_secs(30),
+            handshake_timeout: Duration::from_secs(10),
+            write_timeout: Duration::from_secs(30),
+            shutdown_grace: Duration::from_secs(5),
+            assume_protocol: None,
+            request_body_bytes_max: 1_048_576,
+            inbound_message_bytes_max: 65_536,
+            outbox_bytes_max: 1_048_576,
+        }
+    }
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self {
+            level: "info".to_owned(),
+            format: LogFormat::Text,
+        }
+    }
+}
+
+/// The development app's credentials. Everybody knows them, so that they are refused on every
+/// address that is not loopback.
+pub const DEVELOPMENT_APP_ID: &str = "app-id";
+pub const DEVELOPMENT_APP_KEY: &str = "app-key";
+pub const DEVELOPMENT_APP_SECRET: &str = "app-secret";
+
+fn development_app() -> App {
+    App {
+        id: AppId::new(DEVELOPMENT_APP_ID),
+        name: Some("development".to_owned()),
+        enabled: true,
+        keys: vec![AppKey {
+            key: DEVELOPMENT_APP_KEY.to_owned(),
+            secret: Secret::new(DEVELOPMENT_APP_SECRET),
+        }],
+        features: Features {
+            client_events: true,
+            subscription_count_events: true,
+            watchlist_events: true,
+            ..Features::default()
+        },
+        limits: Limits::default(),
+        allowed_origins: Vec::new(),
+    }
+}

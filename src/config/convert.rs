@@ -1,0 +1,160 @@
+//! From what the user wrote to a valid configuration.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+
+use tracing_subscriber::EnvFilter;
+
+use super::apps;
+use super::problem::Problems;
+use super::section::{Reading, Section, nearest};
+use super::written::{Sited, Written};
+use super::{Config, LogFormat, LogSettings, ServerSettings};
+
+impl Config {
+    /// Flags and environment variables beat the file, the file beats the defaults.
+    pub fn from_written(written: &Written) -> Result<Self, Problems> {
+        let reading = Reading::of(written.file.as_ref());
+        let (server, log, apps, warnings) = reading.root(|root| {
+            let listen = listen(root, written);
+            let server = server_settings(root, listen.as_ref());
+            let log = log_settings(root, written);
+            let drafts = apps::drafts(root, written, &server);
+            let warnings = apps::warnings(&drafts);
+            let apps = apps::apps(root.reading, drafts, listen.as_ref());
+            (server, log, apps, warnings)
+        });
+        let mut problems = reading.into_problems();
+        if problems.is_empty() {
+            return Ok(Self {
+                server,
+                log,
+                apps,
+                warnings,
+            });
+        }
+        problems.sort_by(|a, b| a.site.cmp(&b.site));
+        Err(Problems(problems))
+    }
+}
+
+fn listen(root: &mut Section, written: &Written) -> Option<Sited<SocketAddr>> {
+    let in_file = root.text("listen");
+    let text = written.listen.clone().or(in_file)?;
+    match text.value.parse() {
+        Ok(address) => Some(text.map(|_| address)),
+        Err(_) => {
+            root.reading.note(
+                &text.site,
+                format!("{:?} is not an IP address with a port", text.value),
+                "write it as 127.0.0.1:6001 or [::1]:6001; 0.0.0.0:6001 is every IPv4 address of \
+                 the machine",
+            );
+            None
+        }
+    }
+}
+
+fn server_settings(root: &mut Section, listen: Option<&Sited<SocketAddr>>) -> ServerSettings {
+    const SECS: RangeInclusive<usize> = 1..=86_400;
+    const BYTES: RangeInclusive<usize> = 1_024..=1_073_741_824;
+    let default = ServerSettings::default();
+    ServerSettings {
+        listen: listen.map_or(default.listen, |listen| listen.value),
+        path_prefix: path_prefix(root).unwrap_or(default.path_prefix),
+        activity_timeout: root.duration("activity_timeout_secs", SECS, default.activity_timeout),
+        pong_timeout: root.duration("pong_timeout_secs", SECS, default.pong_timeout),
+        handshake_timeout: root.duration("handshake_timeout_secs", SECS, default.handshake_timeout),
+        write_timeout: root.duration("write_timeout_secs", SECS, default.write_timeout),
+        shutdown_grace: root.duration("shutdown_grace_secs", 0..=86_400, default.shutdown_grace),
+        assume_protocol: root
+            .number("assume_protocol", 5..=7)
+            .map(|version| version as u8),
+        request_body_bytes_max: root.count(
+            "request_body_bytes_max",
+            BYTES,
+            default.request_body_bytes_max,
+        ),
+        inbound_message_bytes_max: root.count(
+            "inbound_message_bytes_max",
+            BYTES,
+            default.inbound_message_bytes_max,
+        ),
+        outbox_bytes_max: root.count("outbox_bytes_max", BYTES, default.outbox_bytes_max),
+    }
+}
+
+fn path_prefix(root: &mut Section) -> Option<String> {
+    let prefix = root.text("path_prefix")?;
+    let in_segment = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
+    let is_segment = |part: &str| {
+        let dots = matches!(part, "" | "." | "..");
+        !dots && part.bytes().all(in_segment)
+    };
+    let well_formed = match prefix.value.strip_prefix('/') {
+        Some(path) => path.split('/').all(is_segment),
+        None => prefix.value.is_empty(),
+    };
+    if !well_formed {
+        root.reading.note(
+            &prefix.site,
+            format!("{:?} cannot be a path to serve below", prefix.value),
+            "write it as \"/realtime\": a slash before each part and none at the end; parts are \
+             made of letters, digits and - _ . ~",
+        );
+    }
+    well_formed.then_some(prefix.value)
+}
+
+fn log_settings(root: &mut Section, written: &Written) -> LogSettings {
+    let default = LogSettings::default();
+    root.table("log", "[log]", |log| LogSettings {
+        level: log_level(log, written).unwrap_or(default.level),
+        format: log_format(log, written).unwrap_or(default.format),
+    })
+}
+
+/// A bare word is taken for a level only, though `tracing` would take any other word for the name
+/// of a module and then log nothing at all.
+fn log_level(log: &mut Section, written: &Written) -> Option<String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let in_file = log.text("level");
+    let level = written.log_level.clone().or(in_file)?;
+    let filter = level.value.to_ascii_lowercase();
+    let bare = |part: &&str| !part.contains(['=', '[']);
+    let unknown = filter
+        .split(',')
+        .map(str::trim)
+        .filter(bare)
+        .find(|part| !LEVELS.contains(part));
+    let what = match unknown {
+        Some(word) => format!("{word:?} is not a log level"),
+        None => match EnvFilter::builder().parse(&level.value) {
+            Ok(_) => return Some(level.value),
+            Err(error) => format!("{:?} is not a log filter: {error}", level.value),
+        },
+    };
+    let mend = match unknown.and_then(|word| nearest(word, &LEVELS)) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!(
+            "write one of {}, or a filter such as warn,raptor=debug",
+            LEVELS.join(", ")
+        ),
+    };
+    log.reading.note(&level.site, what, mend);
+    None
+}
+
+fn log_format(log: &mut Section, written: &Written) -> Option<LogFormat> {
+    let in_file = log.text("format");
+    let format = written.log_format.clone().or(in_file)?;
+    match format.value.as_str() {
+        "text" => Some(LogFormat::Text),
+        "json" => Some(LogFormat::Json),
+        other => {
+            let what = format!("{other:?} is not a log format");
+            log.reading.note(&format.site, what, "write text or json");
+            None
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! One channel's subscribers. Everything here happens under the lock of the channel's shard.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::presence::Presence;
+use super::{
+    Acknowledgement, Arrival, Closing, Departure, Encoding, MemberLimitReached, Occupancy, Outbox,
+    Parcel, Subscriber,
+};
+use crate::model::{Body, Event, Member, SocketId, UserId};
+
+/// What may come for one subscriber before its acknowledgement.
+const HELD_EVENTS_MAX: usize = 4096;
+
+/// The subscribers at one moment, grouped by wire format. Immutable and shared.
+pub struct Audience {
+    pub groups: Vec<Group>,
+}
+
+pub struct Group {
+    pub encoding: &'static dyn Encoding,
+    pub outboxes: Vec<(SocketId, Arc<Outbox>)>,
+}
+
+#[derive(Default)]
+pub struct Channel {
+    subscriptions: HashMap<SocketId, Subscription>,
+    /// Only those whose acknowledgement is still to come: usually none.
+    pending: HashMap<SocketId, Vec<Event>>,
+    presence: Presence,
+    version: u64,
+    /// The version of the newest subscription count handed over.
+    counted: u64,
+    /// Cleared by every change of who is subscribed.
+    audience: Option<Arc<Audience>>,
+    turns: Arc<tokio::sync::Mutex<()>>,
+}
+
+struct Subscription {
+    subscriber: Subscriber,
+    member: Option<Arc<Member>>,
+}
+
+impl Channel {
+    pub fn join(
+        &mut self,
+        subscriber: Subscriber,
+        member: Option<Arc<Member>>,
+        members_max: usize,
+    ) -> Result<Arrival, MemberLimitReached> {
+        let mut new_member = false;
+        if let Some(member) = &member {
+            if self.presence.len() >= members_max && !self.presence.contains(&member.user_id) {
+                return Err(MemberLimitReached);
+            }
+            new_member = self.presence.add(member);
+        }
+        let id = subscriber.id;
+        let first = self.subscriptions.is_empty();
+        let roster = member.is_some().then(|| self.presence.roster());
+        let before = (self.subscriptions).insert(id, Subscription { subscriber, member });
+        debug_assert!(
+            before.is_none(),
+            "a connection joins a channel once at a time"
+        );
+        self.pending.insert(id, Vec::new());
+        self.version += 1;
+        Ok(Arrival {
+            first,
+            new_member,
+            connections: self.subscriptions.len() as u64,
+            roster,
+            version: self.version,
+        })
+    }
+
+    pub fn acknowledge(
+        &mut self,
+        id: SocketId,
+        acknowledgement: Acknowledgement,
+        roster_version: u64,
+    ) {
+        let (Some(held), Some(subscription)) =
+            (self.pending.remove(&id), self.subscriptions.get(&id))
+        else {
+            return;
+        };
+        self.audience = None;
+        let Subscriber {
+            outbox, encoding, ..
+        } = &subscription.subscriber;
+        for frame in acknowledgement.frames {
+            outbox.push(frame);
+        }
+        if let Some((event, frame)) = acknowledgement.replay
+            && !held.iter().any(|held| held.id == event)
+        {
+            outbox.push(frame);
+        }
+        for event in held {
+            let is_known = (event.body.roster_version()).is_some_and(|v| v <= roster_version);
+            if !is_known && let Some(parcel) = Parcel::of(&event, *encoding) {
+                parcel.give(outbox);
+            }
+        }
+    }
+
+    pub fn leave(&mut self, id: SocketId) -> Option<Departure> {
+        let subscription = self.subscriptions.remove(&id)?;
+        self.pending.remove(&id);
+        self.audience = None;
+        self.version += 1;
+        let member_gone = (subscription.member).and_then(|m| self.presence.remove(&m.user_id));
+        Some(Departure {
+            last: self.subscriptions.is_empty(),
+            member_gone,
+            connections: self.subscriptions.len() as u64,
+            version: self.version,
+        })
+    }
+
+    /// Whether the event is a subscription count older than one that was handed over.
+    pub fn is_outdated(&mut self, event: &Event) -> bool {
+        let Body::SubscriptionCount { version, .. } = event.body else {
+            return false;
+        };
+        let outdated = version < self.counted;
+        self.counted = self.counted.max(version);
+        outdated
+    }
+
+    /// Keeps a copy for every pending subscriber that the event is meant for.
+    pub fn hold_back(&mut self, event: &Event) {
+        for (id, held) in &mut self.pending {
+            if event.except == Some(*id) {
+                continue;
+            }
+            if held.len() < HELD_EVENTS_MAX {
+                held.push(event.clone());
+            } else if let Some(subscription) = self.subscriptions.get(id) {
+                subscription.subscriber.outbox.close(Closing::Slow);
+            }
+        }
+    }
+
+    pub fn audience(&mut self) -> Arc<Audience> {
+        if let Some(audience) = &self.audience {
+            return audience.clone();
+        }
+        let mut groups: Vec<Group> = Vec::new();
+        for (id, Subscription { subscriber, .. }) in &self.subscriptions {
+            if self.pending.contains_key(id) {
+                continue;
+            }
+            let entry = (*id, subscriber.outbox.clone());
+            let name = subscriber.encoding.name();
+            match groups
+                .iter_mut()
+                .find(|group| group.encoding.name() == name)
+            {
+                Some(group) => group.outboxes.push(entry),
+                None => groups.push(Group {
+                    encoding: subscriber.encoding,
+                    outboxes: vec![entry],
+                }),
+            }
+        }
+        let audience = Arc::new(Audience { groups });
+        self.audience = Some(audience.clone());
+        audience
+    }
+
+    /// `None` when nobody is subscribed.
+    pub fn occupancy(&self) -> Option<Occupancy> {
+        if self.subscriptions.is_empty() {
+            return None;
+        }
+        Some(Occupancy {
+            connections: self.subscriptions.len() as u64,
+            users: self.presence.len() as u64,
+        })
+    }
+
+    pub fn user_ids(&self) -> Vec<UserId> {
+        self.presence.user_ids()
+    }
+
+    /// Whoever delivers keeps this while it does, and with it the channel's place in the table.
+    pub fn turns(&self) -> Arc<tokio::sync::Mutex<()>> {
+        self.turns.clone()
+    }
+
+    /// Nobody is subscribed and nobody delivers: the channel can be forgotten.
+    pub fn is_unused(&self) -> bool {
+        self.subscriptions.is_empty() && Arc::strong_count(&self.turns) == 1
+    }
+}

@@ -1,0 +1,233 @@
+//! Everything that one peer is to receive, in order, bounded in bytes.
+//!
+//! Pushing never waits. The owner, one task that writes to the peer, takes all that is there at
+//! once, so a burst costs one wake-up. An outbox whose owner does not keep up closes itself.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::sync::{Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
+
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+use super::lock;
+
+/// One message to a peer, encoded. Cloning shares the bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Frame(Utf8Bytes);
+
+impl Frame {
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+
+    pub fn into_text(self) -> Utf8Bytes {
+        self.0
+    }
+
+    /// The bytes it is charged with: a flood of empty frames costs memory too.
+    fn cost_bytes(&self) -> usize {
+        self.0.len() + mem::size_of::<Self>()
+    }
+}
+
+impl From<String> for Frame {
+    fn from(text: String) -> Self {
+        Self(text.into())
+    }
+}
+
+/// Why an outbox takes nothing more. The front end says it in its protocol's words.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Closing {
+    /// More than its limit was waiting: what was waiting is dropped.
+    Slow,
+    /// The application ended the user's connections.
+    Terminated,
+    /// The server is about to stop.
+    Draining,
+}
+
+pub struct Outbox {
+    bytes_max: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    frames: VecDeque<Frame>,
+    /// Waiting and handed to the owner, but not yet known to be written.
+    bytes: usize,
+    /// The part of `bytes` that the owner took last.
+    taken_bytes: usize,
+    closing: Option<Closing>,
+    owner: Option<Waker>,
+}
+
+impl Outbox {
+    pub fn new(bytes_max: usize) -> Self {
+        Self {
+            bytes_max,
+            state: Mutex::default(),
+        }
+    }
+
+    pub fn push(&self, frame: Frame) {
+        let mut state = self.state();
+        if state.closing.is_some() {
+            return;
+        }
+        let was_empty = state.frames.is_empty();
+        state.bytes += frame.cost_bytes();
+        if state.bytes > self.bytes_max {
+            state.frames = VecDeque::new();
+            state.closing = Some(Closing::Slow);
+        } else {
+            state.frames.push_back(frame);
+            if !was_empty {
+                return;
+            }
+        }
+        wake_owner(state);
+    }
+
+    /// Takes nothing more from now on. What waits is still the owner's to take, unless it is
+    /// closed as slow.
+    pub fn close(&self, why: Closing) {
+        let mut state = self.state();
+        if state.closing.is_none() {
+            state.closing = Some(why);
+            if why == Closing::Slow {
+                state.frames = VecDeque::new();
+            }
+            wake_owner(state);
+        }
+    }
+
+    /// For the owner, when all that it took before is written: waits for frames and moves them
+    /// to the empty `batch`. `Err` once it is closed and nothing is left.
+    pub fn poll_take(
+        &self,
+        cx: &mut Context<'_>,
+        batch: &mut VecDeque<Frame>,
+    ) -> Poll<Result<(), Closing>> {
+        debug_assert!(batch.is_empty());
+        let mut state = self.state();
+        state.bytes -= mem::take(&mut state.taken_bytes);
+        if !state.frames.is_empty() {
+            mem::swap(batch, &mut state.frames);
+            state.taken_bytes = state.bytes;
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(why) = state.closing {
+            return Poll::Ready(Err(why));
+        }
+        state.owner = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// For the owner while it writes: waits until the outbox is closed as slow.
+    pub fn poll_slow(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.state();
+        if state.closing == Some(Closing::Slow) {
+            return Poll::Ready(());
+        }
+        state.owner = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+/// Wakes after the lock is free, so that the woken task does not run into it.
+fn wake_owner(mut state: MutexGuard<'_, State>) {
+    let owner = state.owner.take();
+    drop(state);
+    if let Some(owner) = owner {
+        owner.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
+    fn frame(text: &str) -> Frame {
+        text.to_owned().into()
+    }
+
+    async fn take(outbox: &Outbox) -> Result<Vec<String>, Closing> {
+        let mut batch = VecDeque::new();
+        poll_fn(|cx| outbox.poll_take(cx, &mut batch)).await?;
+        Ok(batch.iter().map(|f| f.as_str().to_owned()).collect())
+    }
+
+    #[tokio::test]
+    async fn frames_come_out_in_order_all_at_once() {
+        let outbox = Outbox::new(1000);
+        outbox.push(frame("a"));
+        outbox.push(frame("b"));
+        assert_eq!(take(&outbox).await.unwrap(), ["a", "b"]);
+    }
+
+    #[tokio::test]
+    async fn past_its_limit_it_closes_as_slow_and_frees_what_it_held() {
+        let outbox = Outbox::new(3 * frame("12345678").cost_bytes());
+        for _ in 0..3 {
+            outbox.push(frame("12345678"));
+        }
+        outbox.push(frame("x"));
+        assert_eq!(take(&outbox).await, Err(Closing::Slow));
+        assert_eq!(outbox.state().frames.capacity(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_the_owner_is_still_writing_counts() {
+        let outbox = Outbox::new(2 * frame("12345678").cost_bytes());
+        outbox.push(frame("12345678"));
+        take(&outbox).await.unwrap();
+        outbox.push(frame("12345678"));
+        take(&outbox).await.unwrap();
+        outbox.push(frame("12345678"));
+        outbox.push(frame("x"));
+        assert_eq!(take(&outbox).await, Err(Closing::Slow));
+    }
+
+    #[tokio::test]
+    async fn a_closed_outbox_gives_what_it_has_and_takes_nothing_more() {
+        let outbox = Outbox::new(1000);
+        outbox.push(frame("a"));
+        outbox.close(Closing::Terminated);
+        outbox.close(Closing::Draining);
+        outbox.push(frame("b"));
+        assert_eq!(take(&outbox).await.unwrap(), ["a"]);
+        assert_eq!(take(&outbox).await, Err(Closing::Terminated));
+    }
+
+    struct Count(AtomicUsize);
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_burst_wakes_the_owner_once() {
+        let outbox = Outbox::new(1000);
+        let count = Arc::new(Count(AtomicUsize::new(0)));
+        let waker = count.clone().into();
+        let mut batch = VecDeque::new();
+        let pending = outbox.poll_take(&mut Context::from_waker(&waker), &mut batch);
+        assert!(pending.is_pending());
+        for _ in 0..10 {
+            outbox.push(frame("x"));
+        }
+        assert_eq!(count.0.load(Ordering::Relaxed), 1);
+    }
+}

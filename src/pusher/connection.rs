@@ -1,0 +1,495 @@
+//! What a Pusher client asks for and what it gets (`pusher.md` 2–4), whatever carries its
+//! messages.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::encoding::{PUSHER, welcome};
+use super::rate::Rate;
+use super::refusal::Refusal;
+use super::{Front, close};
+use crate::apps::App;
+use crate::auth::{self, split_auth};
+use crate::broker::{Admission, OverQuota, Welcome};
+use crate::hub::{Closing, Frame, Outbox, Subscriber};
+use crate::model::{ChannelKind, ChannelName, Member, Message, SocketId, UserId};
+use crate::transport::websocket::{Close, Conversation};
+use crate::wire::json::TextField;
+use crate::wire::pusher::{self, ClientEvent, MemberError, Subscribe, Trigger, UserData};
+
+/// How much of a name that is no good is repeated to its sender.
+const ECHOED_CHARS_MAX: usize = 200;
+
+/// An accepted connection. Dropping it leaves everything that it is subscribed to.
+pub struct Connection {
+    front: Arc<Front>,
+    app: Arc<App>,
+    socket_id: SocketId,
+    outbox: Arc<Outbox>,
+    /// With the user that the subscription stands for, on presence channels.
+    channels: HashMap<ChannelName, Option<UserId>>,
+    user: Option<Box<SignedIn>>,
+    client_events: Rate,
+    /// By when it has to sign in or subscribe to a private channel, if it has to and has not.
+    authorize_by: Option<Instant>,
+    _admission: Admission,
+}
+
+struct SignedIn {
+    user: Arc<Member>,
+    watchlist: Vec<UserId>,
+}
+
+impl Connection {
+    /// Greets the client: nothing may come before `connection_established`.
+    pub fn open(front: Arc<Front>, app: Arc<App>, outbox: Arc<Outbox>) -> Result<Self, Close> {
+        let socket_id = front.broker.new_socket_id();
+        let admission = (front.broker.admit(&app, socket_id, outbox.clone()))
+            .map_err(|OverQuota| close::close(close::OVER_QUOTA))?;
+        let activity_timeout_secs = front.activity_timeout.as_secs();
+        let greeting = pusher::connection_established(socket_id, activity_timeout_secs);
+        outbox.push(greeting.into());
+        Ok(Self {
+            client_events: Rate::per_sec(app.limits.client_events_per_sec_max),
+            authorize_by: (app.features.authorized_connections).map(|d| Instant::now() + d),
+            channels: HashMap::new(),
+            user: None,
+            _admission: admission,
+            front,
+            app,
+            socket_id,
+            outbox,
+        })
+    }
+
+    fn reply(&self, event: String) {
+        self.outbox.push(Frame::from(event));
+    }
+
+    fn refuse(&self, refusal: &Refusal) {
+        self.reply(refusal.to_event());
+    }
+
+    /// A refused subscription is told twice: the second form reaches the channel object of
+    /// pusher-js and Echo (`pusher.md` 2.5).
+    fn refuse_subscription(&self, channel: &str, refusal: &Refusal) {
+        self.refuse(refusal);
+        self.reply(refusal.to_subscription_error(channel));
+    }
+
+    fn subscriber(&self) -> Subscriber {
+        Subscriber {
+            id: self.socket_id,
+            outbox: self.outbox.clone(),
+            encoding: &PUSHER,
+        }
+    }
+
+    async fn on_subscribe(&mut self, request: Subscribe) {
+        let TextField::Text(name) = &request.channel else {
+            return self.refuse(&missing_channel());
+        };
+        let limit = self.app.limits.channel_name_chars_max;
+        let channel = match ChannelName::parse(name, limit) {
+            Ok(channel) => channel,
+            Err(why) => {
+                let name = abridged(name);
+                let message = format!("Invalid channel name {name}: {why}");
+                let refusal = Refusal::invalid_channel(message);
+                return self.refuse_subscription(&name, &refusal);
+            }
+        };
+        if self.channels.contains_key(&channel) {
+            let message = format!("Existing subscription to channel {channel}");
+            return self.refuse(&Refusal::plain(message));
+        }
+        if let Err(refusal) = self.subscribe(&channel, &request).await {
+            self.refuse_subscription(channel.as_str(), &refusal);
+        }
+    }
+
+    async fn subscribe(
+        &mut self,
+        channel: &ChannelName,
+        request: &Subscribe,
+    ) -> Result<(), Refusal> {
+        let limits = &self.app.limits;
+        if let Some(max) = limits.subscriptions_per_connection_max
+            && self.channels.len() >= max.get()
+        {
+            let message = format!("Connection is over its limit of {max} subscriptions");
+            return Err(Refusal::limit_reached(message, 429));
+        }
+        let member = match channel.kind() {
+            ChannelKind::Public => None,
+            ChannelKind::ServerToUser => {
+                self.check_addressed_user(channel)?;
+                None
+            }
+            ChannelKind::Private | ChannelKind::PrivateEncrypted => {
+                self.check_signature(channel, request)?;
+                None
+            }
+            ChannelKind::Presence => {
+                let channel_data = self.check_signature(channel, request)?;
+                Some(self.member(channel, channel_data)?)
+            }
+            ChannelKind::Internal => {
+                let message = format!("Invalid channel name {channel}: it is reserved");
+                return Err(Refusal::invalid_channel(message));
+            }
+        };
+        let is_authorised = matches!(
+            channel.kind(),
+            ChannelKind::Private | ChannelKind::PrivateEncrypted | ChannelKind::Presence
+        );
+
+        // Noted first, so that the subscription is left whatever happens from here on.
+        let user_id = member.as_ref().map(|member| member.user_id.clone());
+        self.channels.insert(channel.clone(), user_id);
+        let acknowledge = |arrived: Welcome<'_>| welcome(channel, arrived);
+        let broker = &self.front.broker;
+        let joined = broker.subscribe(&self.app, channel, self.subscriber(), member, acknowledge);
+        if joined.await.is_err() {
+            self.channels.remove(channel);
+            let max = self.app.limits.presence_members_max;
+            let message = format!("Presence channel {channel} is over its limit of {max} members");
+            return Err(Refusal::limit_reached(message, 429));
+        }
+        if is_authorised {
+            self.authorize_by = None;
+        }
+        Ok(())
+    }
+
+    /// The `channel_data` that was signed along, if any (`pusher.md` 2.3).
+    fn check_signature<'a>(
+        &self,
+        channel: &ChannelName,
+        request: &'a Subscribe,
+    ) -> Result<Option<&'a str>, Refusal> {
+        let channel_data = match &request.channel_data {
+            TextField::Absent => None,
+            TextField::Text(text) => Some(text.as_str()),
+            TextField::NotText => {
+                let message =
+                    format!("Invalid channel_data for channel {channel}: must be a string");
+                return Err(Refusal::not_authorised(message));
+            }
+        };
+        let auth = match &request.auth {
+            TextField::Absent => "",
+            TextField::Text(text) => text,
+            TextField::NotText => {
+                let message = format!("Invalid auth for channel {channel}: must be a string");
+                return Err(Refusal::not_authorised(message));
+            }
+        };
+        if auth.is_empty() {
+            let message = format!("Auth info required to subscribe to {channel}");
+            return Err(Refusal::not_authorised(message));
+        }
+        let socket_id = self.socket_id.to_string();
+        let signed = auth::subscription_text(&socket_id, channel.as_str(), channel_data);
+        self.verify(auth, &signed)?;
+        Ok(channel_data)
+    }
+
+    /// `auth` is `KEY:SIGNATURE` with any of the app's keys. The answer to a wrong signature
+    /// tells what should have been signed, never the expected digest (`pusher.md` 1.7).
+    fn verify(&self, auth: &str, signed: &str) -> Result<(), Refusal> {
+        let (key, signature) = split_auth(auth);
+        let Some(app_key) = self.app.key(key) else {
+            let key = abridged(key);
+            let message = format!("Invalid key in subscription auth data: '{key}'");
+            return Err(Refusal::not_authorised(message));
+        };
+        if !app_key.secret.verify(signed.as_bytes(), signature) {
+            let signature = abridged(signature);
+            let message = format!(
+                "Invalid signature: Expected HMAC SHA256 hex digest of {signed}, but got {signature}"
+            );
+            return Err(Refusal::not_authorised(message));
+        }
+        Ok(())
+    }
+
+    /// The member that `channel_data` names, else the signed-in user (`pusher.md` 2.6).
+    fn member(
+        &self,
+        channel: &ChannelName,
+        channel_data: Option<&str>,
+    ) -> Result<Arc<Member>, Refusal> {
+        let Some(channel_data) = channel_data else {
+            return match &self.user {
+                Some(signed_in) => Ok(signed_in.user.clone()),
+                None => Err(Refusal::not_authorised(format!(
+                    "{channel} is a presence channel and subscription must include channel_data"
+                ))),
+            };
+        };
+        let member = pusher::parse_member(channel_data).map_err(|error| {
+            Refusal::not_authorised(match error {
+                MemberError::NoUserId => format!(
+                    "Invalid channel_data for channel {channel}: it must be a JSON object with a user_id"
+                ),
+                MemberError::UserInfoIsNoObject => {
+                    "user_info supplied to presence subscription is invalid - \
+                     if supplied it must be a type of hash"
+                        .to_owned()
+                }
+            })
+        })?;
+        self.check_user_limits(&member)?;
+        Ok(Arc::new(member))
+    }
+
+    fn check_user_limits(&self, member: &Member) -> Result<(), Refusal> {
+        let limits = &self.app.limits;
+        let exceeds = |what, max, unit| {
+            let message = format!("{what} exceeds the allowed maximum ({max} {unit})");
+            Refusal::limit_reached(message, 413)
+        };
+        if member.user_id.chars().count() > limits.user_id_chars_max {
+            return Err(exceeds("user_id", limits.user_id_chars_max, "characters"));
+        }
+        let user_info_bytes = member.user_info.as_ref().map_or(0, |info| info.len());
+        if user_info_bytes > limits.user_info_bytes_max {
+            return Err(exceeds("user_info", limits.user_info_bytes_max, "bytes"));
+        }
+        Ok(())
+    }
+
+    fn check_addressed_user(&self, channel: &ChannelName) -> Result<(), Refusal> {
+        let signed_in = self.user.as_ref().map(|signed_in| &*signed_in.user.user_id);
+        if signed_in.is_some() && signed_in == channel.addressed_user() {
+            return Ok(());
+        }
+        let message = format!("Not signed in as the user of channel {channel}");
+        Err(Refusal::not_authorised(message))
+    }
+
+    async fn on_unsubscribe(&mut self, channel: TextField) {
+        let TextField::Text(name) = channel else {
+            return self.refuse(&missing_channel());
+        };
+        match self.channels.remove_entry(name.as_str()) {
+            Some((channel, _)) => {
+                (self.front.broker)
+                    .unsubscribe(&self.app, &channel, self.socket_id)
+                    .await;
+            }
+            None => self.refuse(&Refusal::plain(format!(
+                "No current subscription to channel {}, or subscription in progress",
+                abridged(&name)
+            ))),
+        }
+    }
+
+    async fn on_trigger(&mut self, trigger: Trigger) {
+        if let Err(refusal) = self.trigger(trigger).await {
+            self.refuse(&refusal);
+        }
+    }
+
+    /// All conditions of `pusher.md` 3.
+    async fn trigger(&mut self, trigger: Trigger) -> Result<(), Refusal> {
+        let Trigger {
+            name,
+            channel,
+            data,
+        } = trigger;
+        if !self.app.features.client_events {
+            return Err(Refusal::plain(
+                "To send client events, you must enable this feature in the Settings page of \
+                 your dashboard.",
+            ));
+        }
+        let TextField::Text(channel) = channel else {
+            return Err(missing_channel());
+        };
+        let Some((channel, user_id)) = self.channels.get_key_value(channel.as_str()) else {
+            return Err(Refusal::plain(format!(
+                "Cannot broadcast client event (connection not subscribed to channel {})",
+                abridged(&channel)
+            )));
+        };
+        match channel.kind() {
+            ChannelKind::Private | ChannelKind::PrivateEncrypted | ChannelKind::Presence => {}
+            ChannelKind::Public | ChannelKind::ServerToUser | ChannelKind::Internal => {
+                return Err(Refusal::plain(
+                    "Client event rejected - only supported on private and presence channels",
+                ));
+            }
+        }
+        let limits = &self.app.limits;
+        if name.chars().count() > limits.event_name_chars_max {
+            let max = limits.event_name_chars_max;
+            return Err(Refusal::plain(format!(
+                "The name of this event exceeds the allowed maximum ({max} characters)"
+            )));
+        }
+        if data.len() > limits.event_data_bytes_max {
+            let message = pusher::data_too_large(limits.event_data_bytes_max);
+            return Err(Refusal::plain(message));
+        }
+        if !self.client_events.allows_one_more() {
+            let message = "Client event rejected due to rate limit";
+            return Err(Refusal::plain(message).with_code(4301));
+        }
+        let message = Message {
+            name: name.into(),
+            data: data.into(),
+            user_id: user_id.clone(),
+        };
+        (self.front.broker)
+            .client_event(&self.app, channel, message, self.socket_id)
+            .await;
+        Ok(())
+    }
+
+    async fn on_sign_in(&mut self, auth: TextField, user_data: TextField) {
+        if let Err(refusal) = self.sign_in(auth, user_data).await {
+            self.refuse(&refusal.with_code(4009));
+        }
+    }
+
+    /// Signing in again as the same user replaces the watchlist (`pusher.md` 4.1).
+    async fn sign_in(&mut self, auth: TextField, user_data: TextField) -> Result<(), Refusal> {
+        let (TextField::Text(auth), TextField::Text(text)) = (auth, user_data) else {
+            return Err(Refusal::not_authorised("Auth info required to sign in"));
+        };
+        self.verify(&auth, &auth::user_text(&self.socket_id.to_string(), &text))?;
+        let Some(UserData { user, watchlist }) = pusher::parse_user_data(&text) else {
+            let message = "Invalid user_data: it must be a JSON object with a non-empty string id";
+            return Err(Refusal::not_authorised(message));
+        };
+        self.check_user_limits(&user)?;
+
+        let user = Arc::new(user);
+        let user_id = user.user_id.clone();
+        let broker = self.front.broker.clone();
+        let earlier = self.user.take();
+        if let Some(earlier) = earlier {
+            if earlier.user.user_id != user_id {
+                self.user = Some(earlier);
+                let message = "Connection is already signed in as another user";
+                return Err(Refusal::not_authorised(message));
+            }
+            let watchlist = &earlier.watchlist;
+            (broker.unwatch(&self.app, self.socket_id, watchlist)).await;
+            self.user = Some(Box::new(SignedIn {
+                user,
+                watchlist: Vec::new(),
+            }));
+        } else {
+            // Noted first, so that the user is signed out whatever happens from here on.
+            self.user = Some(Box::new(SignedIn {
+                user,
+                watchlist: Vec::new(),
+            }));
+            (broker.sign_in(&self.app, self.subscriber(), &user_id)).await;
+        }
+        self.authorize_by = None;
+        self.reply(pusher::signin_success(&text));
+        self.watch(watchlist).await;
+        Ok(())
+    }
+
+    async fn watch(&mut self, mut watchlist: Vec<UserId>) {
+        if !self.app.features.watchlist_events {
+            return;
+        }
+        let ids_max = self.app.limits.watchlist_ids_max;
+        if watchlist.len() > ids_max {
+            watchlist.truncate(ids_max);
+            let message = format!(
+                "Watchlist limit exceeded. Only the first {ids_max} user IDs are accepted."
+            );
+            self.refuse(&Refusal::plain(message).with_code(4302));
+        }
+        watchlist.sort_unstable();
+        watchlist.dedup();
+        if let Some(signed_in) = &mut self.user {
+            signed_in.watchlist.clone_from(&watchlist);
+        }
+        let introduce = |online: &[_], offline: &[_]| {
+            pusher::watchlist_events(online, offline).map(Frame::from)
+        };
+        (self.front.broker)
+            .watch(&self.app, self.subscriber(), &watchlist, introduce)
+            .await;
+    }
+}
+
+impl Conversation for Connection {
+    async fn on_text(&mut self, text: &str) -> Result<(), Close> {
+        match pusher::parse(text) {
+            Ok(ClientEvent::Ping) => self.reply(pusher::pong()),
+            Ok(ClientEvent::Pong) => {}
+            Ok(ClientEvent::Subscribe(request)) => self.on_subscribe(request).await,
+            Ok(ClientEvent::Unsubscribe { channel }) => self.on_unsubscribe(channel).await,
+            Ok(ClientEvent::SignIn { auth, user_data }) => self.on_sign_in(auth, user_data).await,
+            Ok(ClientEvent::Trigger(trigger)) => self.on_trigger(trigger).await,
+            Ok(ClientEvent::Unsupported { name }) => {
+                let name = abridged(&name);
+                let message = format!("Unsupported event received on socket: {name}");
+                self.refuse(&Refusal::plain(message));
+            }
+            Err(pusher::Malformed) => self.refuse(&Refusal::plain("Received invalid JSON")),
+        }
+        Ok(())
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.authorize_by
+    }
+
+    fn on_deadline(&mut self) -> Result<(), Close> {
+        Err(close::close(close::NOT_AUTHORIZED_IN_TIME))
+    }
+
+    fn on_closing(&self, why: Closing) -> Close {
+        close::of_outbox(why)
+    }
+
+    fn on_silence(&self) -> Close {
+        close::close(close::NO_PONG)
+    }
+}
+
+/// The one way in which a connection leaves, whatever ended it.
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let channels = std::mem::take(&mut self.channels);
+        let user = self.user.take();
+        if channels.is_empty() && user.is_none() {
+            return;
+        }
+        // Without a runtime the process is at its end, and there is nobody left to tell.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        let (front, app, who) = (self.front.clone(), self.app.clone(), self.socket_id);
+        runtime.spawn(async move {
+            for channel in channels.keys() {
+                front.broker.unsubscribe(&app, channel, who).await;
+            }
+            if let Some(signed_in) = user {
+                front.broker.unwatch(&app, who, &signed_in.watchlist).await;
+                let user_id = &signed_in.user.user_id;
+                front.broker.sign_out(&app, who, user_id).await;
+            }
+        });
+    }
+}
+
+fn missing_channel() -> Refusal {
+    Refusal::plain("Missing required parameter: channel")
+}
+
+fn abridged(text: &str) -> String {
+    text.chars().take(ECHOED_CHARS_MAX).collect()
+}

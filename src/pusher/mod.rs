@@ -1,0 +1,33 @@
+//! The Pusher front end: what is behind `/app/:key`.
+//!
+//! `handshake` decides whether a connection is accepted, `connection` what an accepted one may
+//! do, `close` and `refusal` hold every code and text with which it is refused.
+
+pub mod close;
+mod connection;
+mod encoding;
+mod handshake;
+mod rate;
+mod refusal;
+mod websocket;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use websocket::{any_path, app_path};
+
+use crate::apps::AppRegistry;
+use crate::broker::Broker;
+use crate::transport::websocket::Settings;
+
+/// What every Pusher connection shares.
+pub struct Front {
+    pub broker: Arc<Broker>,
+    pub apps: Arc<AppRegistry>,
+    pub websocket: Arc<Settings>,
+    /// Told to clients. They ping after so much silence.
+    pub activity_timeout: Duration,
+    /// The protocol version of a client that names none; without it such a client is refused.
+    pub assume_protocol: Option<u8>,
+    pub outbox_bytes_max: usize,
+}

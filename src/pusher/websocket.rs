@@ -1,0 +1,54 @@
+//! WebSocket connections of Pusher clients. A refused one is upgraded first and then closed:
+//! clients see only the close code, and come back for ever on a refused upgrade (`pusher.md` 0,
+//! rule 5).
+
+use std::sync::Arc;
+
+use hyper::upgrade::OnUpgrade;
+use warp::http::HeaderMap;
+use warp::reply::Response;
+
+use super::Front;
+use super::close::{self, close};
+use super::connection::Connection;
+use super::handshake;
+use crate::hub::Outbox;
+use crate::transport::http::Peer;
+use crate::transport::websocket::{Close, Upgrade};
+
+/// `/app/:key`
+pub fn app_path(
+    front: Arc<Front>,
+    key: &str,
+    query: &str,
+    headers: &HeaderMap,
+    peer: Peer,
+    on_upgrade: Option<OnUpgrade>,
+) -> Response {
+    let checked = handshake::check(&front, key, query, headers, peer);
+    upgrade(front, headers, on_upgrade, move |front, outbox| {
+        Connection::open(front, checked?, outbox)
+    })
+}
+
+/// Every path that is nobody's.
+pub fn any_path(front: Arc<Front>, headers: &HeaderMap, on_upgrade: Option<OnUpgrade>) -> Response {
+    upgrade(front, headers, on_upgrade, |_, _| {
+        Err(close(close::PATH_NOT_FOUND))
+    })
+}
+
+fn upgrade(
+    front: Arc<Front>,
+    headers: &HeaderMap,
+    on_upgrade: Option<OnUpgrade>,
+    open: impl FnOnce(Arc<Front>, Arc<Outbox>) -> Result<Connection, Close> + Send + 'static,
+) -> Response {
+    let upgrade = match Upgrade::accept(headers, on_upgrade) {
+        Ok(upgrade) => upgrade,
+        Err(refusal) => return *refusal,
+    };
+    let outbox = Arc::new(Outbox::new(front.outbox_bytes_max));
+    let settings = front.websocket.clone();
+    upgrade.serve(settings, outbox.clone(), move || open(front, outbox))
+}

@@ -1,0 +1,214 @@
+//! Builds everything, listens, serves, drains.
+
+use std::convert::Infallible;
+use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use warp::http::{HeaderMap, Request, StatusCode, Uri};
+use warp::reply::Response;
+use warp::{Filter, Rejection};
+
+use crate::apps::AppRegistry;
+use crate::backend::{Memory, fact_queue};
+use crate::broker::Broker;
+use crate::config::Config;
+use crate::hub::Hub;
+use crate::model::Fact;
+use crate::model::ids::IdSource;
+use crate::transport::http::{Peer, text};
+use crate::transport::websocket;
+use crate::{pusher, rest};
+
+/// Facts that may wait for whoever tells the application.
+const FACTS_MAX: usize = 65_536;
+/// What is read ahead of one HTTP connection; also the limit of a request's head.
+const HTTP_BUFFER_BYTES: usize = 16 * 1024;
+
+pub struct Server {
+    listener: TcpListener,
+    broker: Arc<Broker>,
+    pusher: Arc<pusher::Front>,
+    rest: Arc<rest::Front>,
+    settings: HttpSettings,
+    shutdown_grace: Duration,
+}
+
+#[derive(Clone)]
+struct HttpSettings {
+    head_timeout: Duration,
+    /// Without a slash at its end; empty for none.
+    path_prefix: Arc<str>,
+}
+
+impl Server {
+    /// Listens from now on; serves once run.
+    pub async fn start(config: Config) -> std::io::Result<Self> {
+        let Config { server: settings, apps, .. } = config;
+        let listener = TcpListener::bind(settings.listen).await?;
+        let hub = Arc::new(Hub::new());
+        let ids = Arc::new(IdSource::new(RandomState::new().hash_one(()) as u32));
+        let (fact_sink, facts) = fact_queue(FACTS_MAX);
+        tokio::spawn(log_facts(facts));
+        let backend = Arc::new(Memory::new(hub.clone(), ids.clone(), fact_sink.clone()));
+        let broker = Broker::new(hub, backend, fact_sink, ids);
+        let apps = Arc::new(AppRegistry::new(apps));
+        let pusher = pusher::Front {
+            broker: broker.clone(),
+            apps: apps.clone(),
+            websocket: Arc::new(websocket::Settings {
+                ping_after: settings.activity_timeout,
+                pong_within: settings.pong_timeout,
+                write_timeout: settings.write_timeout,
+                inbound_message_bytes_max: settings.inbound_message_bytes_max,
+            }),
+            activity_timeout: settings.activity_timeout,
+            assume_protocol: settings.assume_protocol,
+            outbox_bytes_max: settings.outbox_bytes_max,
+        };
+        let rest = rest::Front {
+            broker: broker.clone(),
+            apps,
+            request_body_bytes_max: settings.request_body_bytes_max,
+        };
+        Ok(Self {
+            listener,
+            broker,
+            pusher: Arc::new(pusher),
+            rest: Arc::new(rest),
+            settings: HttpSettings {
+                head_timeout: settings.handshake_timeout,
+                path_prefix: settings.path_prefix.into(),
+            },
+            shutdown_grace: settings.shutdown_grace,
+        })
+    }
+
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `shutdown` is there, then tells every connection to go elsewhere and waits
+    /// for them to leave, but not longer than the configured grace.
+    pub async fn run_until(self, shutdown: impl Future<Output = ()>) {
+        tokio::select! {
+            () = self.accept() => {}
+            () = shutdown => {}
+        }
+        let Self { listener, broker, shutdown_grace, .. } = self;
+        drop(listener);
+        if tokio::time::timeout(shutdown_grace, broker.drain()).await.is_err() {
+            tracing::warn!("some connections did not leave in time");
+        }
+    }
+
+    async fn accept(&self) {
+        let routes = routes(self.pusher.clone(), self.rest.clone());
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, address)) => {
+                    let settings = self.settings.clone();
+                    tokio::spawn(serve(stream, address, routes.clone(), settings));
+                }
+                Err(error) => {
+                    // Usually too many open files: others have to close before the next can come.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+async fn serve<F>(stream: TcpStream, address: SocketAddr, routes: F, settings: HttpSettings)
+where
+    F: Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static,
+    F::Future: Send,
+{
+    // An event is worth sending by itself; waiting for more is the outbox's business.
+    let _ = stream.set_nodelay(true);
+    let peer = Peer { address, secure: false };
+    let service = TowerToHyperService::new(warp::service(routes));
+    let prefix = settings.path_prefix;
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer);
+        strip_prefix(&mut request, &prefix);
+        hyper::service::Service::call(&service, request)
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(settings.head_timeout)
+        .max_buf_size(HTTP_BUFFER_BYTES)
+        .half_close(true)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    if let Err(error) = served.await {
+        tracing::debug!(%address, %error, "HTTP connection ended");
+    }
+}
+
+/// Everything is served with the configured prefix and without it; nothing below knows of it.
+fn strip_prefix(request: &mut Request<Incoming>, prefix: &str) {
+    let Some(given) = request.uri().path_and_query() else {
+        return;
+    };
+    if let Some(rest) = given.as_str().strip_prefix(prefix)
+        && rest.starts_with('/')
+        && !prefix.is_empty()
+        && let Ok(uri) = Uri::try_from(rest)
+    {
+        *request.uri_mut() = uri;
+    }
+}
+
+/// The whole URL table.
+fn routes(
+    pusher: Arc<pusher::Front>,
+    rest: Arc<rest::Front>,
+) -> impl Filter<Extract = (Response,), Error = Infallible, Future: Send> + Clone + Send + Sync {
+    let pusher = warp::any().map(move || pusher.clone());
+    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+    let upgrade = warp::ext::optional::<OnUpgrade>();
+
+    let app = warp::path!("app" / String)
+        .and(warp::get())
+        .and(query)
+        .and(warp::header::headers_cloned())
+        .and(warp::ext::get::<Peer>())
+        .and(upgrade)
+        .and(pusher.clone())
+        .map(|key: String, query: String, headers: HeaderMap, peer, upgrade, front| {
+            pusher::app_path(front, &key, &query, &headers, peer, upgrade)
+        });
+    let nobodys = (warp::header::headers_cloned().and(upgrade).and(pusher)).map(
+        |headers, upgrade: Option<OnUpgrade>, front| match upgrade {
+            Some(_) => pusher::any_path(front, &headers, upgrade),
+            None => text(StatusCode::NOT_FOUND, "NOT FOUND"),
+        },
+    );
+    app.or(rest::routes(rest))
+        .unify()
+        .or(nobodys)
+        .unify()
+        .recover(|_: Rejection| async {
+            Ok::<_, Infallible>(text(StatusCode::NOT_FOUND, "NOT FOUND"))
+        })
+        .unify()
+}
+
+/// Until something else reads them, facts go to the log, without what they carry.
+async fn log_facts(mut facts: mpsc::Receiver<Fact>) {
+    while let Some(fact) = facts.recv().await {
+        let Fact { channel, kind, .. } = fact;
+        tracing::debug!(target: "raptor::facts", app = %channel.app, channel = %channel.name, "{}", kind.name());
+    }
+}

@@ -1,0 +1,4 @@
+//! How bytes reach peers, whatever protocol they speak.
+
+pub mod http;
+pub mod websocket;

@@ -1,0 +1,361 @@
+//! A WebSocket and the loop that serves it. What the messages mean is the [`Conversation`]'s.
+//!
+//! The upgrade is done by hand, because the buffers of a connection are most of its memory, and
+//! those of a ready-made filter cannot be chosen.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::{CapacityError, Error, ProtocolError};
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Bytes, Message};
+use warp::http::header::{
+    CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
+    UPGRADE,
+};
+use warp::http::{HeaderMap, StatusCode};
+use warp::reply::Response;
+
+use super::http::text;
+use crate::hub::{Closing, Frame, Outbox};
+
+/// Both directions of an idle connection together stay far below the size of its kernel buffers.
+const READ_BUFFER_BYTES: usize = 1024;
+/// Frames are collected up to this size before they are written.
+const WRITE_BUFFER_BYTES: usize = 16 * 1024;
+/// How long a peer may take to accept our close and send its own.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+
+pub struct Settings {
+    /// After this much silence the peer is pinged.
+    pub ping_after: Duration,
+    /// How long after the ping something must come back.
+    pub pong_within: Duration,
+    /// A peer that accepts nothing for this long is cut off.
+    pub write_timeout: Duration,
+    pub inbound_message_bytes_max: usize,
+}
+
+/// What a peer says and is told, apart from sockets and timers.
+pub trait Conversation: Send {
+    /// Answers go into the outbox.
+    fn on_text(&mut self, text: &str) -> impl Future<Output = Result<(), Close>> + Send;
+
+    /// When [`Conversation::on_deadline`] is due.
+    fn deadline(&self) -> Option<Instant>;
+
+    fn on_deadline(&mut self) -> Result<(), Close>;
+
+    /// What the peer is told when its outbox was closed.
+    fn on_closing(&self, why: Closing) -> Close;
+
+    /// What the peer is told when it did not answer a ping.
+    fn on_silence(&self) -> Close;
+}
+
+/// How the server ends a connection.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Close {
+    /// Sent in front of the close.
+    pub last_words: Option<Frame>,
+    pub code: u16,
+    /// At most 123 bytes.
+    pub reason: Cow<'static, str>,
+}
+
+impl Close {
+    pub fn plain(code: u16, reason: &'static str) -> Self {
+        Self {
+            last_words: None,
+            code,
+            reason: Cow::Borrowed(reason),
+        }
+    }
+}
+
+/// The answer to an upgrade request and what it promises.
+pub struct Upgrade {
+    pub response: Response,
+    on_upgrade: OnUpgrade,
+}
+
+impl Upgrade {
+    /// `Err` is the answer to a request that asks for no WebSocket of version 13.
+    pub fn accept(
+        headers: &HeaderMap,
+        on_upgrade: Option<OnUpgrade>,
+    ) -> Result<Self, Box<Response>> {
+        let asks = |name, value: &str| {
+            let given = headers.get_all(name).iter();
+            let mut words = given.flat_map(|v| v.to_str().unwrap_or_default().split(','));
+            words.any(|word| word.trim().eq_ignore_ascii_case(value))
+        };
+        let (Some(on_upgrade), true, true) = (
+            on_upgrade,
+            asks(UPGRADE, "websocket"),
+            asks(CONNECTION, "upgrade"),
+        ) else {
+            let mut refusal = text(StatusCode::UPGRADE_REQUIRED, "WebSocket upgrade required");
+            let headers = refusal.headers_mut();
+            headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+            headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            return Err(Box::new(refusal));
+        };
+        let key = headers.get(SEC_WEBSOCKET_KEY);
+        let (Some(key), true) = (key, asks(SEC_WEBSOCKET_VERSION, "13")) else {
+            let mut refusal = text(StatusCode::BAD_REQUEST, "WebSocket version 13 required");
+            let version = HeaderValue::from_static("13");
+            refusal.headers_mut().insert(SEC_WEBSOCKET_VERSION, version);
+            return Err(Box::new(refusal));
+        };
+        let mut response = Response::default();
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let accept = HeaderValue::from_str(&derive_accept_key(key.as_bytes()));
+        let headers = response.headers_mut();
+        headers.insert(
+            SEC_WEBSOCKET_ACCEPT,
+            accept.expect("base64 is a header value"),
+        );
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        Ok(Self {
+            response,
+            on_upgrade,
+        })
+    }
+
+    /// Sends the answer, then serves the socket in a task of its own.
+    pub fn serve<C: Conversation + 'static>(
+        self,
+        settings: Arc<Settings>,
+        outbox: Arc<Outbox>,
+        conversation: impl FnOnce() -> Result<C, Close> + Send + 'static,
+    ) -> Response {
+        let on_upgrade = self.on_upgrade;
+        tokio::spawn(async move {
+            let Some(stream) = open(on_upgrade, &settings).await else {
+                return;
+            };
+            let mut socket = Socket {
+                stream,
+                settings,
+                outbox,
+                last_heard: Instant::now(),
+            };
+            let end = match conversation() {
+                Ok(mut conversation) => socket.run(&mut conversation).await,
+                Err(close) => End::Close(close),
+            };
+            // Boxed, so that it takes no room in the task while the connection lives.
+            Box::pin(socket.end(end)).await;
+        });
+        self.response
+    }
+}
+
+async fn open(on_upgrade: OnUpgrade, settings: &Settings) -> Option<WebSocketStream<TcpStream>> {
+    let upgraded = on_upgrade.await.ok()?;
+    let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
+    let stream = parts.io.into_inner();
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(WRITE_BUFFER_BYTES)
+        .max_message_size(Some(settings.inbound_message_bytes_max))
+        .max_frame_size(Some(settings.inbound_message_bytes_max));
+    let early = parts.read_buf.to_vec();
+    let socket =
+        WebSocketStream::from_partially_read(stream, early, Role::Server, Some(config)).await;
+    Some(socket)
+}
+
+struct Socket {
+    stream: WebSocketStream<TcpStream>,
+    settings: Arc<Settings>,
+    outbox: Arc<Outbox>,
+    last_heard: Instant,
+}
+
+/// Why a socket's loop ended.
+enum End {
+    /// The peer closed, and is owed the answer to its close frame.
+    PeerClosed,
+    /// The connection is broken, or takes nothing any more.
+    Broken,
+    /// The outbox takes nothing more.
+    Outbox(Closing),
+    Close(Close),
+    /// As `Close`, after bytes that make no frame: nothing that follows can be read.
+    CloseUnreadable(Close),
+}
+
+impl Socket {
+    async fn run(&mut self, conversation: &mut impl Conversation) -> End {
+        match self.converse(conversation).await {
+            Err(End::Outbox(why)) => End::Close(conversation.on_closing(why)),
+            Err(end) => end,
+        }
+    }
+
+    async fn converse(&mut self, conversation: &mut impl Conversation) -> Result<Infallible, End> {
+        let outbox = self.outbox.clone();
+        let mut timer = pin!(sleep_until(self.next_check(conversation)));
+        let mut batch = VecDeque::new();
+        loop {
+            tokio::select! {
+                message = self.stream.next() => self.on_message(message, conversation).await?,
+                taken = poll_fn(|cx| outbox.poll_take(cx, &mut batch)) => {
+                    taken.map_err(End::Outbox)?;
+                    self.write(&mut batch).await?;
+                }
+                () = &mut timer => {
+                    self.on_timer(conversation).await?;
+                    timer.as_mut().reset(self.next_check(conversation));
+                }
+            }
+        }
+    }
+
+    /// Timers are not moved by traffic: when one is due, the time of the last message decides.
+    fn next_check(&self, conversation: &impl Conversation) -> Instant {
+        let now = Instant::now();
+        let ping = self.last_heard + self.settings.ping_after;
+        let check = match now < ping {
+            true => ping,
+            false => ping + self.settings.pong_within,
+        };
+        conversation.deadline().map_or(check, |d| d.min(check))
+    }
+
+    async fn on_timer(&mut self, conversation: &mut impl Conversation) -> Result<(), End> {
+        let now = Instant::now();
+        if conversation.deadline().is_some_and(|due| due <= now) {
+            conversation.on_deadline().map_err(End::Close)?;
+        }
+        let silent_for = now - self.last_heard;
+        let Settings {
+            ping_after,
+            pong_within,
+            ..
+        } = *self.settings;
+        if silent_for >= ping_after + pong_within {
+            return Err(End::Close(conversation.on_silence()));
+        }
+        if silent_for >= ping_after {
+            let ping = Message::Ping(Bytes::new());
+            return self.send(ping, true).await;
+        }
+        Ok(())
+    }
+
+    async fn on_message(
+        &mut self,
+        message: Option<Result<Message, Error>>,
+        conversation: &mut impl Conversation,
+    ) -> Result<(), End> {
+        self.last_heard = Instant::now();
+        match message {
+            // Boxed, so that what a message needs takes no room while none is there.
+            Some(Ok(Message::Text(text))) => {
+                let answered = Box::pin(conversation.on_text(&text)).await;
+                answered.map_err(End::Close)
+            }
+            Some(Ok(Message::Binary(_))) => {
+                let close = Close::plain(1003, "Binary messages are not supported");
+                Err(End::Close(close))
+            }
+            Some(Ok(Message::Close(_))) => Err(End::PeerClosed),
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(()),
+            Some(Err(error)) => Err(unreadable(&error).map_or(End::Broken, End::CloseUnreadable)),
+            None => Err(End::Broken),
+        }
+    }
+
+    async fn write(&mut self, batch: &mut VecDeque<Frame>) -> Result<(), End> {
+        while let Some(frame) = batch.pop_front() {
+            let is_last = batch.is_empty();
+            self.send(Message::Text(frame.into_text()), is_last).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes, as far as the peer keeps accepting bytes and its outbox does not overflow.
+    async fn send(&mut self, message: Message, flush: bool) -> Result<(), End> {
+        let stream = &mut self.stream;
+        let written = async move {
+            match flush {
+                true => stream.send(message).await,
+                false => stream.feed(message).await,
+            }
+        };
+        tokio::select! {
+            biased;
+            written = written => written.map_err(|_| End::Broken),
+            () = poll_fn(|cx| self.outbox.poll_slow(cx)) => Err(End::Outbox(Closing::Slow)),
+            () = sleep(self.settings.write_timeout) => Err(End::Broken),
+        }
+    }
+
+    async fn end(&mut self, end: End) {
+        let (close, readable) = match end {
+            End::Broken | End::Outbox(_) => return,
+            End::PeerClosed => {
+                let _ = timeout(CLOSE_WITHIN, self.stream.flush()).await;
+                return;
+            }
+            End::Close(close) => (close, true),
+            End::CloseUnreadable(close) => (close, false),
+        };
+        let _ = timeout(CLOSE_WITHIN, self.say_goodbye(close)).await;
+        let _ = timeout(CLOSE_WITHIN, self.hear_out(readable)).await;
+    }
+
+    async fn say_goodbye(&mut self, close: Close) -> Result<(), Error> {
+        if let Some(frame) = close.last_words {
+            self.stream.feed(Message::Text(frame.into_text())).await?;
+        }
+        let frame = CloseFrame {
+            code: CloseCode::from(close.code),
+            reason: close.reason.as_ref().into(),
+        };
+        self.stream.send(Message::Close(Some(frame))).await
+    }
+
+    /// Reads until the peer is gone: closing a socket with unread bytes would reset it, and the
+    /// peer might lose our last words.
+    async fn hear_out(&mut self, readable: bool) {
+        if readable {
+            while let Some(Ok(_)) = self.stream.next().await {}
+        }
+        let stream = self.stream.get_mut();
+        let _ = stream.shutdown().await;
+        let mut discarded = [0; 1024];
+        while stream.read(&mut discarded).await.is_ok_and(|n| n > 0) {}
+    }
+}
+
+/// What to tell a peer whose bytes cannot be read; `None` where there is nobody to tell.
+fn unreadable(error: &Error) -> Option<Close> {
+    match error {
+        Error::Capacity(CapacityError::MessageTooLong { .. }) => {
+            Some(Close::plain(1009, "Message too large"))
+        }
+        Error::Utf8(_) => Some(Close::plain(1007, "Text is not valid UTF-8")),
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
+        Error::Protocol(_) => Some(Close::plain(1002, "WebSocket protocol error")),
+        _ => None,
+    }
+}

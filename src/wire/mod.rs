@@ -1,0 +1,4 @@
+//! Text ↔ typed message, for each wire format. Pure: no sockets, no hub, no clock.
+
+pub mod json;
+pub mod pusher;
