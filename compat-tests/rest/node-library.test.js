@@ -1,6 +1,7 @@
 // The unmodified `pusher` library for Node: every call, and what it makes of errors.
 
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 
 import Pusher from 'pusher';
@@ -12,6 +13,8 @@ import { TOO_MUCH_DATA } from './api.js';
 const raptor = await startRaptor({ config: { apps: [APP] } });
 const options = { appId: APP.id, key: APP.key, secret: APP.secret, host: '127.0.0.1', port: String(raptor.port), useTLS: false };
 const pusher = new Pusher({ ...options, encryptionMasterKeyBase64: 'MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=' });
+
+const { webhooks } = JSON.parse(readFileSync(new URL('../../fixtures/pusher/webhooks.json', import.meta.url)));
 
 async function listener(...channels) {
   const peer = await Peer.connect(raptor);
@@ -120,8 +123,7 @@ test('the signatures of the specification are those of the library', () => {
   assert.equal(pusher.authenticateUser('1234.1234', { id: '12345' }).auth, `${APP.key}:4708d583dada6a56435fb8bc611c77c359a31eebde13337c16ab43aa6de336ba`);
 });
 
-test('the webhooks of the specification are valid for the library', async () => {
-  const { webhooks } = await vectors();
+test('the webhooks of the specification are valid for the library', () => {
   for (const { body, signature } of webhooks) {
     const hook = (sent) => pusher.webhook({ headers: { 'x-pusher-key': APP.key, 'x-pusher-signature': signature, 'content-type': 'application/json' }, rawBody: sent });
     assert.ok(hook(body).isValid());
