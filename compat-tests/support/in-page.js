@@ -18,8 +18,8 @@ const FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', 
 let browser;
 
 /** A new page in the one browser of this test file, with nothing kept from other pages. */
-export async function openPage() {
-  browser ??= chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: FLAGS }).then((launched) => {
+async function openPage() {
+  browser ??= chromium.launch({ executablePath: '/usr/bin/chromium', args: FLAGS }).then((launched) => {
     atEnd(() => launched.close());
     return launched;
   });
@@ -27,13 +27,18 @@ export async function openPage() {
 }
 
 /**
- * Serves a page with the web build of pusher-js (the one that can decrypt), `window.createWorld()` and `window.runStep(title)`.
+ * Serves a page whose `world` (`world.js`) holds pusher-js as browsers load it, in the build that can decrypt, and whose `runStep(title)` runs
+ * a step of the scenario with it.
  *
- * @returns {Promise<string>} its address
+ * @param {string} version
+ * @param {{port: number}} server
+ * @param {object} [options] `transports`: `enabledTransports` of pusher-js
+ * @returns {Promise<{address: string, open: (address?: string) => Promise<import('playwright-core').Page>}>} `open` opens it in a new page
  */
-export async function servePage({ version, connection, applicationUrl }) {
-  const setting = { version, key: TEST_APP.key, connection, applicationUrl };
-  const page = `<!doctype html>
+export async function serveWorld(version, server, { transports = ['ws', 'wss'] } = {}) {
+  const application = await startApplication(server);
+  const setting = { version, key: TEST_APP.key, connection: connectionTo(server, transports), applicationUrl: application.url };
+  const html = `<!doctype html>
     <meta charset="utf-8">
     <title>pusher-js ${version}</title>
     <script src="/pusher.js"></script>
@@ -41,12 +46,10 @@ export async function servePage({ version, connection, applicationUrl }) {
       import { scenario } from '/support/scenario.js';
       import { createWorld } from '/support/world.js';
 
-      const setting = ${JSON.stringify(setting)};
-      window.createWorld = () => createWorld({ ...setting, Pusher, call: window.call });
+      window.world = createWorld({ ...${JSON.stringify(setting)}, Pusher, call: window.call });
       window.runStep = async (title) => {
-        const world = window.createWorld();
         try {
-          await scenario(setting.version).find((step) => step.title === title).run(world);
+          await scenario('${version}').find((step) => step.title === title).run(world);
         } finally {
           world.close();
         }
@@ -54,40 +57,41 @@ export async function servePage({ version, connection, applicationUrl }) {
     </script>`;
 
   const http = createServer(async ({ url }, response) => {
-    const script = /^\/support\/[a-z-]+\.js$/.test(url) ? new URL(`..${url}`, import.meta.url)
-      : url === '/pusher.js' ? new URL(`../node_modules/pusher-js-${version}/dist/web/pusher-with-encryption.min.js`, import.meta.url)
+    const script = url === '/pusher.js' ? new URL(`../node_modules/pusher-js-${version}/dist/web/pusher-with-encryption.min.js`, import.meta.url)
+      : /^\/support\/[a-z]+\.js$/.test(url) ? new URL(`..${url}`, import.meta.url)
       : null;
     if (script) response.setHeader('Content-Type', 'text/javascript; charset=utf-8').end(await readFile(script));
-    else if (url === '/') response.setHeader('Content-Type', 'text/html; charset=utf-8').end(page);
+    else if (url === '/') response.setHeader('Content-Type', 'text/html; charset=utf-8').end(html);
     else response.writeHead(404).end();
   });
   http.listen(0, '127.0.0.1');
   await once(http, 'listening');
   atEnd(() => { http.close(); http.closeAllConnections(); });
-  return `http://127.0.0.1:${http.address().port}/`;
+  const address = `http://127.0.0.1:${http.address().port}/`;
+
+  async function open(at = address) {
+    const page = await openPage();
+    await page.exposeFunction('call', (name, ...args) => application.calls[name](...args));
+    await page.goto(at);
+    await page.waitForFunction(() => window.world);
+    return page;
+  }
+  return { address, open };
 }
 
 /**
  * Registers the scenario as tests in a page, one server and one page for all its steps.
  *
- * @param {object} [options]
- * @param {string[]} [options.transports] `enabledTransports` of pusher-js
- * @param {(title: string) => boolean} [options.only] which steps
+ * @param {object} [options] `transports`: as for `serveWorld`; `only`: tells by its title whether a step is taken
  */
-export function scenarioInPage(version, { transports = ['ws', 'wss'], only = () => true } = {}) {
-  describe(`pusher-js ${version} in Chromium over ${transports.join(', ')}`, () => {
+export function scenarioInPage(version, { transports, only = () => true } = {}) {
+  describe(`pusher-js ${version} in Chromium${transports ? ` over ${transports.join(', ')}` : ''}`, () => {
     let page;
     const errors = [];
 
     async function open() {
-      const server = await startRaptor();
-      const application = await startApplication(server);
-      const address = await servePage({ version, connection: connectionTo(server, transports), applicationUrl: application.url });
-      const opened = await openPage();
+      const opened = await (await serveWorld(version, await startRaptor(), { transports })).open();
       opened.on('pageerror', (error) => errors.push(error));
-      await opened.exposeFunction('call', (name, ...args) => application.calls[name](...args));
-      await opened.goto(address);
-      await opened.waitForFunction(() => window.runStep);
       return opened;
     }
 
@@ -95,7 +99,7 @@ export function scenarioInPage(version, { transports = ['ws', 'wss'], only = () 
       test(title, { timeout: 30_000 }, async () => {
         page ??= await open();
         await page.evaluate((wanted) => window.runStep(wanted), title);
-        if (errors.length > 0) throw errors.splice(0)[0];
+        if (errors.length > 0) throw errors.splice(0)[0]; // one that nobody in the page caught
       });
     }
   });
