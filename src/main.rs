@@ -1,1 +1,90 @@
-fn main() {}
+//! The command `raptor`.
+
+#![forbid(unsafe_code)]
+
+mod cli;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use raptor::config::{Config, Problem, Problems, Written};
+use raptor::server::Server;
+
+use cli::Command;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let outcome = match Command::given() {
+        Command::Serve(settings) => serve(settings).await,
+        Command::Check(settings) => check(settings),
+        Command::Trigger(event) => event.send().await.map(print),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            // There is nobody left to tell if even this fails.
+            let _ = writeln!(io::stderr(), "{message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(settings: Result<Written, Problem>) -> Result<(), String> {
+    let config = read(settings)?;
+    cli::log::start(&config.log);
+    for warning in &config.warnings {
+        tracing::warn!("{}: {}; {}", warning.site, warning.what, warning.mend);
+    }
+    let cannot_listen = |error| format!("cannot listen on {}: {error}", config.server.listen);
+    // Asked for before anybody can know of the server, so that no signal ends it unprepared.
+    let shutdown = shutdown_signal().map_err(|error| format!("cannot await signals: {error}"))?;
+    let server = Server::start(config.clone()).await.map_err(cannot_listen)?;
+    let address = server.address().map_err(cannot_listen)?;
+    print(cli::welcome::text(address, &config));
+    server.run_until(shutdown).await;
+    Ok(())
+}
+
+fn check(settings: Result<Written, Problem>) -> Result<(), String> {
+    let config = read(settings)?;
+    print(cli::welcome::summary(&config));
+    Ok(())
+}
+
+fn read(settings: Result<Written, Problem>) -> Result<Config, String> {
+    let config = match settings {
+        Ok(written) => Config::from_written(&written),
+        Err(problem) => Err(Problems(vec![problem])),
+    };
+    config.map_err(|problems| problems.to_string())
+}
+
+/// A reader that has gone away is no reason to stop serving.
+fn print(text: String) {
+    let mut stdout = io::stdout().lock();
+    let _ = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+}
+
+/// Ends with the first SIGTERM or SIGINT from now on.
+#[cfg(unix)]
+fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: shutting down"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: shutting down"),
+        }
+    })
+}
+
+/// Ends with the first Ctrl-C.
+#[cfg(not(unix))]
+fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
+    Ok(async {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending().await
+        }
+    })
+}

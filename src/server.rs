@@ -14,9 +14,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use warp::Filter;
 use warp::http::{HeaderMap, Request, StatusCode, Uri};
 use warp::reply::Response;
-use warp::{Filter, Rejection};
 
 use crate::apps::AppRegistry;
 use crate::backend::{Memory, fact_queue};
@@ -53,7 +53,11 @@ struct HttpSettings {
 impl Server {
     /// Listens from now on; serves once run.
     pub async fn start(config: Config) -> std::io::Result<Self> {
-        let Config { server: settings, apps, .. } = config;
+        let Config {
+            server: settings,
+            apps,
+            ..
+        } = config;
         let listener = TcpListener::bind(settings.listen).await?;
         let hub = Arc::new(Hub::new());
         let ids = Arc::new(IdSource::new(RandomState::new().hash_one(()) as u32));
@@ -104,9 +108,17 @@ impl Server {
             () = self.accept() => {}
             () = shutdown => {}
         }
-        let Self { listener, broker, shutdown_grace, .. } = self;
+        let Self {
+            listener,
+            broker,
+            shutdown_grace,
+            ..
+        } = self;
         drop(listener);
-        if tokio::time::timeout(shutdown_grace, broker.drain()).await.is_err() {
+        if tokio::time::timeout(shutdown_grace, broker.drain())
+            .await
+            .is_err()
+        {
             tracing::warn!("some connections did not leave in time");
         }
     }
@@ -136,7 +148,10 @@ where
 {
     // An event is worth sending by itself; waiting for more is the outbox's business.
     let _ = stream.set_nodelay(true);
-    let peer = Peer { address, secure: false };
+    let peer = Peer {
+        address,
+        secure: false,
+    };
     let service = TowerToHyperService::new(warp::service(routes));
     let prefix = settings.path_prefix;
     let service = service_fn(move |mut request: Request<Incoming>| {
@@ -186,23 +201,18 @@ fn routes(
         .and(warp::ext::get::<Peer>())
         .and(upgrade)
         .and(pusher.clone())
-        .map(|key: String, query: String, headers: HeaderMap, peer, upgrade, front| {
-            pusher::app_path(front, &key, &query, &headers, peer, upgrade)
-        });
+        .map(
+            |key: String, query: String, headers: HeaderMap, peer, upgrade, front| {
+                pusher::app_path(front, &key, &query, &headers, peer, upgrade)
+            },
+        );
     let nobodys = (warp::header::headers_cloned().and(upgrade).and(pusher)).map(
         |headers, upgrade: Option<OnUpgrade>, front| match upgrade {
             Some(_) => pusher::any_path(front, &headers, upgrade),
             None => text(StatusCode::NOT_FOUND, "NOT FOUND"),
         },
     );
-    app.or(rest::routes(rest))
-        .unify()
-        .or(nobodys)
-        .unify()
-        .recover(|_: Rejection| async {
-            Ok::<_, Infallible>(text(StatusCode::NOT_FOUND, "NOT FOUND"))
-        })
-        .unify()
+    app.or(rest::routes(rest)).unify().or(nobodys).unify()
 }
 
 /// Until something else reads them, facts go to the log, without what they carry.

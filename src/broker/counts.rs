@@ -118,3 +118,105 @@ impl Counts {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apps::Features;
+    use crate::backend::{Memory, fact_queue};
+    use crate::hub::Hub;
+    use crate::model::{AppId, ChannelName, Fact};
+    use tokio::sync::mpsc::Receiver;
+
+    struct Setup {
+        counts: Counts,
+        facts: Receiver<Fact>,
+        app: App,
+        room: ChannelId,
+    }
+
+    fn setup() -> Setup {
+        let (sink, facts) = fact_queue(1000);
+        let ids = Arc::new(IdSource::new(1));
+        let backend = Arc::new(Memory::new(Arc::new(Hub::new()), ids.clone(), sink.clone()));
+        let id = AppId::new("1");
+        Setup {
+            counts: Counts::new(backend, ids, sink),
+            facts,
+            room: ChannelId::new(&id, &ChannelName::parse("room", 164).unwrap()),
+            app: App {
+                id,
+                name: None,
+                enabled: true,
+                keys: Vec::new(),
+                features: Features {
+                    subscription_count_events: true,
+                    ..Features::default()
+                },
+                limits: Default::default(),
+                allowed_origins: Vec::new(),
+            },
+        }
+    }
+
+    impl Setup {
+        async fn change(&self, connections: u64, version: u64) {
+            self.counts
+                .changed(&self.app, &self.room, connections, version)
+                .await;
+        }
+
+        /// The counts told since the last look.
+        fn told(&mut self) -> Vec<u64> {
+            std::iter::from_fn(|| self.facts.try_recv().ok())
+                .map(|fact| match fact.kind {
+                    FactKind::SubscriptionCount { connections } => connections,
+                    other => panic!("{other:?}"),
+                })
+                .collect()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn small_channels_are_told_every_change() {
+        let mut setup = setup();
+        for n in 1..=100 {
+            setup.change(n, n).await;
+        }
+        assert_eq!(setup.told(), (1..=100).collect::<Vec<_>>());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_channels_are_told_the_newest_count_every_five_seconds_if_it_changed() {
+        let mut setup = setup();
+        for (connections, version) in [(101, 1), (102, 2), (104, 4), (103, 3)] {
+            setup.change(connections, version).await;
+        }
+        assert_eq!(setup.told(), [101]);
+        tokio::time::sleep(INTERVAL * 3 / 2).await;
+        assert_eq!(setup.told(), [104]);
+        setup.change(101, 5).await;
+        setup.change(100, 6).await;
+        assert_eq!(setup.told(), [100]);
+        tokio::time::sleep(INTERVAL * 10).await;
+        assert_eq!(setup.told(), [0; 0]);
+        assert!(setup.counts.waiting().is_empty());
+        setup.change(150, 7).await;
+        assert_eq!(setup.told(), [150]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn presence_and_internal_channels_and_apps_without_the_feature_are_not_counted() {
+        let mut setup = setup();
+        for name in [
+            ChannelName::parse("presence-x", 164).unwrap(),
+            ChannelName::signed_in("u"),
+        ] {
+            let channel = ChannelId::new(&setup.app.id, &name);
+            setup.counts.changed(&setup.app, &channel, 1, 1).await;
+        }
+        setup.app.features.subscription_count_events = false;
+        setup.change(1, 1).await;
+        assert_eq!(setup.told(), [0; 0]);
+    }
+}

@@ -48,6 +48,7 @@ impl Connection {
         let socket_id = front.broker.new_socket_id();
         let admission = (front.broker.admit(&app, socket_id, outbox.clone()))
             .map_err(|OverQuota| close::close(close::OVER_QUOTA))?;
+        tracing::debug!(app = %app.id, %socket_id, "connected");
         let activity_timeout_secs = front.activity_timeout.as_secs();
         let greeting = pusher::connection_established(socket_id, activity_timeout_secs);
         outbox.push(greeting.into());
@@ -463,6 +464,7 @@ impl Conversation for Connection {
 /// The one way in which a connection leaves, whatever ended it.
 impl Drop for Connection {
     fn drop(&mut self) {
+        tracing::debug!(app = %self.app.id, socket_id = %self.socket_id, "disconnected");
         let channels = std::mem::take(&mut self.channels);
         let user = self.user.take();
         if channels.is_empty() && user.is_none() {

@@ -12,11 +12,12 @@ use super::Front;
 use super::close::{self, close};
 use super::connection::Connection;
 use super::handshake;
+use crate::auth::percent_decode;
 use crate::hub::Outbox;
 use crate::transport::http::Peer;
 use crate::transport::websocket::{Close, Upgrade};
 
-/// `/app/:key`
+/// `/app/:key`, the key as it stands in the path.
 pub fn app_path(
     front: Arc<Front>,
     key: &str,
@@ -25,9 +26,10 @@ pub fn app_path(
     peer: Peer,
     on_upgrade: Option<OnUpgrade>,
 ) -> Response {
-    let checked = handshake::check(&front, key, query, headers, peer);
+    let key = percent_decode(key);
+    let checked = handshake::check(&front, &key, query, headers, peer);
     upgrade(front, headers, on_upgrade, move |front, outbox| {
-        Connection::open(front, checked?, outbox)
+        checked.and_then(|app| Connection::open(front, app, outbox))
     })
 }
 
@@ -50,5 +52,8 @@ fn upgrade(
     };
     let outbox = Arc::new(Outbox::new(front.outbox_bytes_max));
     let settings = front.websocket.clone();
-    upgrade.serve(settings, outbox.clone(), move || open(front, outbox))
+    upgrade.serve(settings, outbox.clone(), move || {
+        open(front, outbox)
+            .inspect_err(|close| tracing::debug!(code = close.code, "connection refused"))
+    })
 }

@@ -1,9 +1,23 @@
-//! The HTTP API of hosted Pusher (`pusher.md` 5).
+//! The HTTP API of hosted Pusher (`pusher.md` 5), by which applications publish and ask.
+//!
+//! `routes` is the URL table. What it finds becomes a `Request`, the request of an app that is
+//! known to have sent it becomes a `Call`, and a handler answers the call. `error` holds every
+//! status and text with which one is refused.
+
+mod channels;
+mod error;
+mod events;
+mod request;
+mod routes;
+#[cfg(test)]
+mod testing;
+mod users;
 
 use std::sync::Arc;
 
-use warp::reply::Response;
-use warp::{Filter, Rejection};
+pub use routes::routes;
+
+use error::ApiError;
 
 use crate::apps::AppRegistry;
 use crate::broker::Broker;
@@ -15,8 +29,10 @@ pub struct Front {
     pub request_body_bytes_max: usize,
 }
 
-pub fn routes(
-    _front: Arc<Front>,
-) -> impl Filter<Extract = (Response,), Error = Rejection, Future: Send> + Clone + Send + Sync {
-    warp::any().and_then(|| async { Err::<Response, _>(warp::reject::not_found()) })
+/// Finishes the work even if the sender hangs up meanwhile and the request is dropped: an event
+/// must not reach some of its subscribers only.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::spawn(work).await.map_err(|_| ApiError::Internal)
 }

@@ -37,7 +37,7 @@ use crate::hub::{Closing, Frame, Outbox};
 const READ_BUFFER_BYTES: usize = 1024;
 /// Frames are collected up to this size before they are written.
 const WRITE_BUFFER_BYTES: usize = 16 * 1024;
-/// How long a peer may take to accept our close and send its own.
+/// How long a peer may take to answer our close.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
 pub struct Settings {
@@ -319,7 +319,8 @@ impl Socket {
             End::Close(close) => (close, true),
             End::CloseUnreadable(close) => (close, false),
         };
-        let _ = timeout(CLOSE_WITHIN, self.say_goodbye(close)).await;
+        let write_timeout = self.settings.write_timeout;
+        let _ = timeout(write_timeout, self.say_goodbye(close)).await;
         let _ = timeout(CLOSE_WITHIN, self.hear_out(readable)).await;
     }
 

@@ -1,6 +1,16 @@
 //! The few things about JSON text that every wire format needs.
 
+use serde::Deserialize;
 use serde_json::value::RawValue;
+
+/// Reads a struct from a JSON object. serde's derived structs accept arrays too; the
+/// protocols do not.
+pub fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Option<T> {
+    if !text.trim_ascii_start().starts_with('{') {
+        return None;
+    }
+    serde_json::from_str(text).ok()
+}
 
 /// A member of an object that ought to hold a string. `null` counts as absent, as .NET's Pusher
 /// client needs (`pusher.md` 1.5).

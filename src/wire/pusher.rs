@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::json::{TextField, compact, push_string};
+use super::json::{TextField, compact, object, push_string};
 use crate::model::{Member, Message, SocketId};
 
 /// What a client sends.
@@ -118,15 +118,6 @@ pub fn parse(text: &str) -> Result<ClientEvent, Malformed> {
             name: envelope.event,
         },
     })
-}
-
-/// Reads a struct from a JSON object. serde's derived structs accept arrays too; the protocol
-/// does not.
-fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Option<T> {
-    if !text.trim_ascii_start().starts_with('{') {
-        return None;
-    }
-    serde_json::from_str(text).ok()
 }
 
 /// What `channel_data` of a presence subscription says (`pusher.md` 2.6).

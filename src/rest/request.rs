@@ -1,0 +1,403 @@
+//! From a request to the call of an app (`pusher.md` 5.2–5.4).
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut};
+use futures_util::{Stream, StreamExt};
+use warp::http::Method;
+use warp::path::FullPath;
+use warp::{Filter, Rejection};
+
+use super::Front;
+use super::error::ApiError;
+use crate::apps::App;
+use crate::auth::{AuthError, Parameters, SignedRequest, percent_decode};
+use crate::broker::Broker;
+use crate::model::ChannelName;
+
+/// Seconds since 1970.
+pub type Clock = fn() -> u64;
+
+/// A body has to be there within this time.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much of a body that is too large is received and dropped, so that a peer that first writes
+/// all and then reads gets its answer.
+const DROPPED_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// What the paths of the API take.
+#[derive(Clone, Copy)]
+pub enum Methods {
+    /// And HEAD, which is signed as such and answered like GET without the body.
+    Get,
+    Post,
+}
+
+/// A request to a path of the API, from whomever.
+pub struct Request {
+    front: Arc<Front>,
+    clock: Clock,
+    methods: Methods,
+    method: Method,
+    path: FullPath,
+    query: String,
+    body: Result<Vec<u8>, ApiError>,
+}
+
+/// What an app is known to have asked for.
+pub struct Call {
+    pub broker: Arc<Broker>,
+    pub app: Arc<App>,
+    pub parameters: Parameters,
+    pub body: Vec<u8>,
+}
+
+/// Receives a request. Never rejects: the path has been decided on.
+pub fn request(
+    front: Arc<Front>,
+    clock: Clock,
+    methods: Methods,
+) -> impl Filter<Extract = (Request,), Error = Rejection, Future: Send> + Clone + Send + Sync {
+    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+    warp::method()
+        .and(warp::path::full())
+        .and(query)
+        .and(warp::body::stream())
+        .then(move |method, path, query, body| {
+            let front = front.clone();
+            async move {
+                let body = read(body, front.request_body_bytes_max);
+                let body = tokio::time::timeout(BODY_TIMEOUT, body).await;
+                Request {
+                    front,
+                    clock,
+                    methods,
+                    method,
+                    path,
+                    query,
+                    body: body.unwrap_or(Err(ApiError::BodyTooSlow)),
+                }
+            }
+        })
+}
+
+impl Request {
+    /// The call, if it comes from the app whose id stands percent-encoded in the path.
+    pub fn of_app(self, app_id: &str) -> Result<Call, ApiError> {
+        self.check_method()?;
+        let app = self.front.apps.by_id(&percent_decode(app_id));
+        self.of(app.ok_or(ApiError::UnknownApp)?)
+    }
+
+    /// The call, if it comes from the app whose key it names.
+    pub fn of_key(self) -> Result<Call, ApiError> {
+        self.check_method()?;
+        let mut parameters = url::form_urlencoded::parse(self.query.as_bytes());
+        let (_, key) = parameters
+            .find(|(name, _)| name.eq_ignore_ascii_case("auth_key"))
+            .ok_or(AuthError::MissingKey)?;
+        let app = self.front.apps.by_key(&key).ok_or(AuthError::UnknownKey)?;
+        self.of(app)
+    }
+
+    fn check_method(&self) -> Result<(), ApiError> {
+        let (has_method, names) = match self.methods {
+            Methods::Get => (
+                matches!(self.method, Method::GET | Method::HEAD),
+                "GET, HEAD",
+            ),
+            Methods::Post => (self.method == Method::POST, "POST"),
+        };
+        has_method
+            .then_some(())
+            .ok_or(ApiError::MethodNotAllowed(names))
+    }
+
+    fn of(self, app: Arc<App>) -> Result<Call, ApiError> {
+        let body = self.body?;
+        let signed = SignedRequest {
+            method: self.method.as_str(),
+            path: self.path.as_str(),
+            query: &self.query,
+            body: &body,
+        };
+        let parameters = signed.verify((self.clock)(), |key| {
+            app.key(key).map(|active| &active.secret)
+        })?;
+        if !app.enabled {
+            return Err(ApiError::AppDisabled);
+        }
+        Ok(Call {
+            broker: self.front.broker.clone(),
+            app,
+            parameters,
+            body,
+        })
+    }
+}
+
+impl Call {
+    pub fn channel(&self, name: &str) -> Result<ChannelName, ApiError> {
+        let chars_max = self.app.limits.channel_name_chars_max;
+        ChannelName::parse(name, chars_max).map_err(|why| ApiError::InvalidChannelName {
+            name: name.to_owned(),
+            why,
+        })
+    }
+
+    /// The channel that stands percent-encoded in the path.
+    pub fn channel_in_path(&self, segment: &str) -> Result<ChannelName, ApiError> {
+        self.channel(&percent_decode(segment))
+    }
+}
+
+/// Keeps no more than `bytes_max` at any moment.
+async fn read(
+    chunks: impl Stream<Item = Result<impl Buf, warp::Error>>,
+    bytes_max: usize,
+) -> Result<Vec<u8>, ApiError> {
+    let mut chunks = pin!(chunks);
+    let mut body = Vec::new();
+    let mut received = 0_usize;
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|_| ApiError::BodyCutOff)?;
+        received += chunk.remaining();
+        if received <= bytes_max {
+            body.put(chunk);
+        } else if received - bytes_max > DROPPED_BYTES_MAX {
+            break;
+        } else {
+            body = Vec::new();
+        }
+    }
+    (received <= bytes_max)
+        .then_some(body)
+        .ok_or(ApiError::BodyTooLarge)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use futures_util::stream;
+    use http_body_util::StreamBody;
+    use hyper::body::Frame;
+    use serde_json::Value;
+    use warp::http;
+    use warp::http::header::ALLOW;
+
+    use super::super::testing::*;
+    use super::*;
+
+    const EVENT: &str = r#"{"name":"e","channels":["c"],"data":"x"}"#;
+
+    #[tokio::test]
+    async fn the_published_requests_are_answered_and_refused_with_another_signature() {
+        let vectors = include_str!("../../fixtures/pusher/requests.json");
+        let vectors: Value = serde_json::from_str(vectors).unwrap();
+        let vectors = vectors["requests"].as_array().unwrap();
+        assert_eq!(vectors.len(), 12);
+        for vector in vectors {
+            let text = |member: &str| vector[member].as_str().unwrap();
+            let (name, signature) = (text("name"), text("signature"));
+            let target = |signature: &str| {
+                let (path, query) = (text("path"), text("query"));
+                format!("{path}?{query}&auth_signature={signature}")
+            };
+            let api = Api::new();
+            let (method, body) = (text("method"), text("body"));
+            let answer = api.send(method, &target(signature), body).await;
+            let expected = match name {
+                "R2" | "R4" | "R8" | "R10" => (200, r#"{"channels":{}}"#),
+                "R3" => (
+                    200,
+                    r#"{"occupied":false,"user_count":0,"subscription_count":0}"#,
+                ),
+                "R5" => (200, r#"{"batch":[{},{"user_count":0}]}"#),
+                "R7" => (202, ""),
+                "R9" => (200, r#"{"occupied":false}"#),
+                _ => (200, "{}"),
+            };
+            assert_eq!((answer.status, answer.body.as_str()), expected, "{name}");
+            let spoiled = target(&signature.replace(['0', '1'], "2"));
+            let answer = api.send(method, &spoiled, body).await;
+            assert_eq!(answer.status, 401, "{name}");
+            assert!(answer.body.starts_with("Invalid signature: "), "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_is_not_an_enabled_app_is_refused() {
+        let api = Api::new();
+        let refused = async |target: &str, status, text: &str| {
+            api.send("GET", target, "").await.is(status, text);
+        };
+        refused("/apps/9/channels", 404, "Unknown app\n").await;
+        let unsigned = "Missing parameter: auth_key\n";
+        refused("/apps/3/channels", 401, unsigned).await;
+        refused("/apps/%33/channels?", 401, unsigned).await;
+        let others = NEW_KEY.sign(NOW_SECS, "GET", "/apps/3/channels", "", "");
+        refused(&others, 401, "Unknown auth_key\n").await;
+        let disabled = DISABLED.target("GET", "/channels", "", "");
+        refused(&disabled, 403, "App disabled\n").await;
+        let old = APP.sign(NOW_SECS - 600, "GET", "/apps/3/channels", "", "");
+        let expired = "Timestamp expired: Given timestamp (2012-11-16T17:39:39Z) not within 600s \
+                       of server time (2012-11-16T17:49:39Z)\n";
+        refused(&old, 401, expired).await;
+        let disabled_and_unsigned = disabled.replace("auth_signature", "signature");
+        let answer = api.send("GET", &disabled_and_unsigned, "").await;
+        assert_eq!(answer.status, 401);
+    }
+
+    #[tokio::test]
+    async fn each_key_of_an_app_signs_with_its_own_secret() {
+        let api = Api::new();
+        for signer in [OLD_KEY, NEW_KEY] {
+            let target = signer.target("GET", "/channels", "", "");
+            (api.send("GET", &target, "").await).is(200, r#"{"channels":{}}"#);
+        }
+        let mixed = Signer {
+            secret: OLD_KEY.secret,
+            ..NEW_KEY
+        };
+        let target = mixed.target("GET", "/channels", "", "");
+        assert_eq!(api.send("GET", &target, "").await.status, 401);
+    }
+
+    #[tokio::test]
+    async fn the_body_is_checked_after_everything_else() {
+        let api = Api::new();
+        let target = APP.target("POST", "/events", "", EVENT);
+        (api.send("POST", &target, &EVENT.replace('x', "y")).await).is(401, "Invalid body_md5\n");
+        let spoiled = target.replace("auth_version=1.0", "auth_version=2.0");
+        (api.send("POST", &spoiled, "").await).is(401, "Version not supported\n");
+    }
+
+    #[tokio::test]
+    async fn a_path_has_its_methods_and_says_so() {
+        let api = Api::new();
+        for (method, path, allowed) in [
+            ("GET", "/events", "POST"),
+            ("OPTIONS", "/events", "POST"),
+            ("PUT", "/batch_events", "POST"),
+            ("POST", "/channels", "GET, HEAD"),
+            ("DELETE", "/channels/c", "GET, HEAD"),
+            ("PURGE", "/channels/presence-c/users", "GET, HEAD"),
+            ("HEAD", "/channels/c/events", "POST"),
+            ("POST", "/channels/c/stats", "GET, HEAD"),
+            ("GET", "/users/1/terminate_connections", "POST"),
+        ] {
+            let answer = api.call(method, path, "", "").await;
+            assert_eq!(answer.status, 405, "{method} {path}");
+            assert_eq!(answer.headers[ALLOW], allowed, "{method} {path}");
+            assert_eq!(answer.body, "Method not allowed\n");
+        }
+        assert_eq!(api.call("HEAD", "/channels", "", "").await.status, 200);
+        let signed_as_get = APP.target("GET", "/channels", "", "");
+        assert_eq!(api.send("HEAD", &signed_as_get, "").await.status, 401);
+    }
+
+    #[tokio::test]
+    async fn only_the_paths_of_the_api_are_served() {
+        let api = Api::new();
+        for path in [
+            "",
+            "/nope",
+            "/channels/c/nope",
+            "/channels/c/users/more",
+            "/channels//",
+            "/channels//users",
+            "//channels",
+            "/users/1",
+        ] {
+            assert_eq!(api.get(path, "").await.status, 404, "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn one_slash_at_the_end_is_passed_over_and_signed() {
+        let api = Api::new();
+        (api.get("/channels/", "").await).is(200, r#"{"channels":{}}"#);
+        (api.get("/channels/c/", "").await).is(200, r#"{"occupied":false}"#);
+        (api.post("/events/", EVENT).await).is(200, "{}");
+        let signed_without = APP.target("GET", "/channels", "", "");
+        let sent_with = signed_without.replace("channels", "channels/");
+        assert_eq!(api.send("GET", &sent_with, "").await.status, 401);
+    }
+
+    #[tokio::test]
+    async fn names_in_the_path_may_be_escaped_and_signed_either_way() {
+        let api = Api::new();
+        let listener = api.listen("me", &["a;b,c=d"]).await;
+        let plain = "/channels/a;b,c=d";
+        let escaped = "/channels/a%3Bb%2Cc%3Dd";
+        for path in [plain, escaped] {
+            (api.get(path, "").await).is(200, r#"{"occupied":true}"#);
+        }
+        let signed_plain = APP.target("GET", plain, "", "");
+        let sent = signed_plain.replace(plain, escaped);
+        (api.send("GET", &sent, "").await).is(200, r#"{"occupied":true}"#);
+        drop(listener);
+    }
+
+    /// A request whose body comes in these pieces.
+    fn in_chunks<S>(target: &str, chunks: S) -> http::Request<StreamBody<S>>
+    where
+        S: Stream<Item = Result<Frame<Bytes>, std::io::Error>>,
+    {
+        let request = http::Request::builder().method("POST").uri(target);
+        request.body(StreamBody::new(chunks)).unwrap()
+    }
+
+    fn chunk(bytes: &[u8]) -> Result<Frame<Bytes>, std::io::Error> {
+        Ok(Frame::data(Bytes::copy_from_slice(bytes)))
+    }
+
+    #[tokio::test]
+    async fn a_body_may_come_in_pieces_up_to_its_limit() {
+        let api = Api::new();
+        let pieces = |body: &str| {
+            let pieces: Vec<_> = body.as_bytes().chunks(7).map(chunk).collect();
+            stream::iter(pieces)
+        };
+        for (length, status, text) in [
+            (EVENT.len(), 200, "{}"),
+            (BODY_BYTES_MAX, 200, "{}"),
+            (BODY_BYTES_MAX + 1, 413, "Request body too large\n"),
+            (3 * BODY_BYTES_MAX, 413, "Request body too large\n"),
+        ] {
+            let body = EVENT.to_owned() + &" ".repeat(length - EVENT.len());
+            let target = APP.target("POST", "/events", "", &body);
+            let request = in_chunks(&target, pieces(&body));
+            api.serve(request).await.is(status, text);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_without_end_is_not_received_for_ever() {
+        let api = Api::new();
+        let target = APP.target("POST", "/events", "", EVENT);
+        let endless = stream::repeat_with(|| chunk(&[b' '; 65_536]));
+        let request = in_chunks(&target, endless);
+        (api.serve(request).await).is(413, "Request body too large\n");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stops_coming_is_given_up() {
+        let api = Api::new();
+        let target = APP.target("POST", "/events", "", EVENT);
+        let stuck = stream::iter([chunk(b"{")]).chain(stream::pending());
+        (api.serve(in_chunks(&target, stuck)).await).is(408, "Request body took too long\n");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_off_publishes_nothing() {
+        let api = Api::new();
+        let listener = api.listen("me", &["c"]).await;
+        let target = APP.target("POST", "/events", "", EVENT);
+        let broken = Err(std::io::ErrorKind::UnexpectedEof.into());
+        let pieces = stream::iter([chunk(EVENT.as_bytes()), broken]);
+        (api.serve(in_chunks(&target, pieces)).await).is(400, "Request body cut off\n");
+        assert!(listener.received().is_empty());
+    }
+}
