@@ -4,11 +4,13 @@ import { after } from 'node:test';
 
 const steps = [];
 
-/** Runs `step` (may be async) at the end of the test file; the last registered runs first. */
+/** Runs `step` (may be async) at the end of the test file; the last registered runs first. A step that fails does not keep others from running. */
 export function atEnd(step) {
   steps.push(step);
 }
 
 after(async () => {
-  while (steps.length > 0) await steps.pop()();
+  const failures = [];
+  while (steps.length > 0) await Promise.resolve().then(steps.pop()).catch((error) => failures.push(error));
+  if (failures.length > 0) throw new AggregateError(failures, 'closing after the tests failed');
 });

@@ -22,10 +22,11 @@ struct Open {
     outboxes: HashMap<SocketId, Arc<Outbox>>,
 }
 
-/// A connection's place in its app's limit. Dropping it gives the place back.
+/// A connection of the app. Dropping it is leaving.
 pub struct Admission {
     app: AppId,
     who: SocketId,
+    is_counted: bool,
     admissions: Admissions,
 }
 
@@ -34,26 +35,14 @@ pub struct Admission {
 pub struct OverQuota;
 
 impl Admissions {
-    /// `connections_max`: absent means unlimited.
-    pub fn admit(
-        &self,
-        app: &AppId,
-        connections_max: Option<NonZeroUsize>,
-        who: SocketId,
-        outbox: Arc<Outbox>,
-    ) -> Result<Admission, OverQuota> {
-        let mut open = self.lock();
-        let count = open.connections.entry(app.clone()).or_default();
-        if connections_max.is_some_and(|max| *count >= max.get()) {
-            return Err(OverQuota);
-        }
-        *count += 1;
-        open.outboxes.insert(who, outbox);
-        Ok(Admission {
+    pub fn admit(&self, app: &AppId, who: SocketId, outbox: Arc<Outbox>) -> Admission {
+        self.lock().outboxes.insert(who, outbox);
+        Admission {
             app: app.clone(),
             who,
+            is_counted: false,
             admissions: self.clone(),
-        })
+        }
     }
 
     /// Closes every outbox and returns when the last connection has gone.
@@ -74,6 +63,24 @@ impl Admissions {
     }
 }
 
+impl Admission {
+    /// Takes a place in the app's limit, if there is one left. Given back on dropping.
+    /// `connections_max`: absent means unlimited.
+    pub fn count(&mut self, connections_max: Option<NonZeroUsize>) -> Result<(), OverQuota> {
+        if self.is_counted {
+            return Ok(());
+        }
+        let mut open = self.admissions.lock();
+        let count = open.connections.entry(self.app.clone()).or_default();
+        if connections_max.is_some_and(|max| *count >= max.get()) {
+            return Err(OverQuota);
+        }
+        *count += 1;
+        self.is_counted = true;
+        Ok(())
+    }
+}
+
 impl Drop for Admission {
     fn drop(&mut self) {
         let mut open = self.admissions.lock();
@@ -81,7 +88,9 @@ impl Drop for Admission {
         if open.outboxes.is_empty() {
             self.admissions.all_gone.notify_waiters();
         }
-        if let Some(count) = open.connections.get_mut(&self.app) {
+        if self.is_counted
+            && let Some(count) = open.connections.get_mut(&self.app)
+        {
             *count -= 1;
             if *count == 0 {
                 open.connections.remove(&self.app);
@@ -102,21 +111,19 @@ mod tests {
     fn a_place_is_free_again_when_its_connection_has_gone() {
         let admissions = Admissions::default();
         let (app, other) = (AppId::new("1"), AppId::new("2"));
-        let admit = |app, max, serial| {
-            admissions.admit(
-                app,
-                NonZeroUsize::new(max),
-                SocketId::new(1, serial),
-                outbox(),
-            )
+        let counted = |app, max, serial| {
+            let mut admission = admissions.admit(app, SocketId::new(1, serial), outbox());
+            admission.count(NonZeroUsize::new(max)).map(|()| admission)
         };
-        let first = admit(&app, 2, 1).unwrap();
-        let _second = admit(&app, 2, 2).unwrap();
-        assert_eq!(admit(&app, 2, 3).err(), Some(OverQuota));
-        assert!(admit(&other, 2, 4).is_ok());
-        assert!(admit(&app, 0, 5).is_ok());
+        let first = counted(&app, 2, 1).unwrap();
+        let mut second = counted(&app, 2, 2).unwrap();
+        assert_eq!(second.count(NonZeroUsize::new(2)), Ok(()));
+        let _uncounted = admissions.admit(&app, SocketId::new(1, 3), outbox());
+        assert_eq!(counted(&app, 2, 4).err(), Some(OverQuota));
+        assert!(counted(&other, 2, 5).is_ok());
+        assert!(counted(&app, 0, 6).is_ok());
         drop(first);
-        assert!(admit(&app, 2, 6).is_ok());
+        assert!(counted(&app, 2, 7).is_ok());
     }
 
     #[tokio::test]
@@ -124,7 +131,7 @@ mod tests {
         let admissions = Admissions::default();
         admissions.drain().await;
         let (app, outbox) = (AppId::new("1"), outbox());
-        let admit = |who| admissions.admit(&app, None, who, outbox.clone()).unwrap();
+        let admit = |who| admissions.admit(&app, who, outbox.clone());
         let (first, second) = (admit(SocketId::new(1, 1)), admit(SocketId::new(1, 2)));
         let drained = tokio::spawn({
             let admissions = admissions.clone();

@@ -62,15 +62,9 @@ impl Broker {
         self.ids.socket_id()
     }
 
-    /// Counts in a new connection of the app, as far as its limit allows.
-    pub fn admit(
-        &self,
-        app: &App,
-        who: SocketId,
-        outbox: Arc<Outbox>,
-    ) -> Result<Admission, OverQuota> {
-        let max = app.limits.connections_max;
-        self.admissions.admit(&app.id, max, who, outbox)
+    /// Notes a new connection of the app. It has yet to be counted against the app's limit.
+    pub fn admit(&self, app: &App, who: SocketId, outbox: Arc<Outbox>) -> Admission {
+        self.admissions.admit(&app.id, who, outbox)
     }
 
     /// Tells every connection to go elsewhere; returns when all have gone.

@@ -34,7 +34,7 @@ pub struct Connection {
     client_events: Rate,
     /// By when it has to sign in or subscribe to a private channel, if it has to and has not.
     authorize_by: Option<Instant>,
-    _admission: Admission,
+    admission: Admission,
 }
 
 struct SignedIn {
@@ -46,18 +46,21 @@ impl Connection {
     /// Greets the client: nothing may come before `connection_established`.
     pub fn open(front: Arc<Front>, app: Arc<App>, outbox: Arc<Outbox>) -> Result<Self, Close> {
         let socket_id = front.broker.new_socket_id();
-        let admission = (front.broker.admit(&app, socket_id, outbox.clone()))
-            .map_err(|OverQuota| close::close(close::OVER_QUOTA))?;
+        let mut admission = front.broker.admit(&app, socket_id, outbox.clone());
+        let authorize_by = (app.features.authorized_connections).map(|d| Instant::now() + d);
+        if authorize_by.is_none() {
+            count(&mut admission, &app)?;
+        }
         tracing::debug!(app = %app.id, %socket_id, "connected");
         let activity_timeout_secs = front.activity_timeout.as_secs();
         let greeting = pusher::connection_established(socket_id, activity_timeout_secs);
         outbox.push(greeting.into());
         Ok(Self {
             client_events: Rate::per_sec(app.limits.client_events_per_sec_max),
-            authorize_by: (app.features.authorized_connections).map(|d| Instant::now() + d),
+            authorize_by,
             channels: HashMap::new(),
             user: None,
-            _admission: admission,
+            admission,
             front,
             app,
             socket_id,
@@ -441,6 +444,9 @@ impl Conversation for Connection {
             }
             Err(pusher::Malformed) => self.refuse(&Refusal::plain("Received invalid JSON")),
         }
+        if self.authorize_by.is_none() {
+            count(&mut self.admission, &self.app)?;
+        }
         Ok(())
     }
 
@@ -486,6 +492,12 @@ impl Drop for Connection {
             }
         });
     }
+}
+
+/// Connections that have yet to be authorized are not counted (`pusher.md` 1.8).
+fn count(admission: &mut Admission, app: &App) -> Result<(), Close> {
+    let counted = admission.count(app.limits.connections_max);
+    counted.map_err(|OverQuota| close::close(close::OVER_QUOTA))
 }
 
 fn missing_channel() -> Refusal {

@@ -1,0 +1,106 @@
+// pusher-js in a page of headless Chromium, and the scenario run with it.
+
+import { once } from 'node:events';
+import { readFile } from 'node:fs/promises';
+import { createServer } from 'node:http';
+import { describe, test } from 'node:test';
+
+import { chromium } from 'playwright-core';
+
+import { startApplication } from './application.js';
+import { atEnd } from './at-end.js';
+import { connectionTo } from './in-node.js';
+import { TEST_APP, startRaptor } from './raptor.js';
+import { scenario } from './scenario.js';
+
+const FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
+
+let browser;
+
+/** A new page in the one browser of this test file, with nothing kept from other pages. */
+async function openPage() {
+  browser ??= chromium.launch({ executablePath: '/usr/bin/chromium', args: FLAGS }).then((launched) => {
+    atEnd(() => launched.close());
+    return launched;
+  });
+  return (await browser).newPage();
+}
+
+/**
+ * Serves a page whose `world` (`world.js`) holds pusher-js as browsers load it, in the build that can decrypt, and whose `runStep(title)` runs
+ * a step of the scenario with it.
+ *
+ * @param {string} version
+ * @param {{port: number}} server
+ * @param {object} [options] `transports`: `enabledTransports` of pusher-js
+ * @returns {Promise<{address: string, open: (address?: string) => Promise<import('playwright-core').Page>}>} `open` opens it in a new page
+ */
+export async function serveWorld(version, server, { transports = ['ws', 'wss'] } = {}) {
+  const application = await startApplication(server);
+  const setting = { version, key: TEST_APP.key, connection: connectionTo(server, transports), applicationUrl: application.url };
+  const html = `<!doctype html>
+    <meta charset="utf-8">
+    <title>pusher-js ${version}</title>
+    <script src="/pusher.js"></script>
+    <script type="module">
+      import { scenario } from '/support/scenario.js';
+      import { createWorld } from '/support/world.js';
+
+      window.world = createWorld({ ...${JSON.stringify(setting)}, Pusher, call: window.call });
+      window.runStep = async (title) => {
+        try {
+          await scenario('${version}').find((step) => step.title === title).run(world);
+        } finally {
+          world.close();
+        }
+      };
+    </script>`;
+
+  const http = createServer(async ({ url }, response) => {
+    const script = url === '/pusher.js' ? new URL(`../node_modules/pusher-js-${version}/dist/web/pusher-with-encryption.min.js`, import.meta.url)
+      : /^\/support\/[a-z]+\.js$/.test(url) ? new URL(`..${url}`, import.meta.url)
+      : null;
+    if (script) response.setHeader('Content-Type', 'text/javascript; charset=utf-8').end(await readFile(script));
+    else if (url === '/') response.setHeader('Content-Type', 'text/html; charset=utf-8').end(html);
+    else response.writeHead(404).end();
+  });
+  http.listen(0, '127.0.0.1');
+  await once(http, 'listening');
+  atEnd(() => { http.close(); http.closeAllConnections(); });
+  const address = `http://127.0.0.1:${http.address().port}/`;
+
+  async function open(at = address) {
+    const page = await openPage();
+    await page.exposeFunction('call', (name, ...args) => application.calls[name](...args));
+    await page.goto(at);
+    await page.waitForFunction(() => window.world);
+    return page;
+  }
+  return { address, open };
+}
+
+/**
+ * Registers the scenario as tests in a page, one server and one page for all its steps.
+ *
+ * @param {object} [options] `transports`: as for `serveWorld`; `only`: tells by its title whether a step is taken
+ */
+export function scenarioInPage(version, { transports, only = () => true } = {}) {
+  describe(`pusher-js ${version} in Chromium${transports ? ` over ${transports.join(', ')}` : ''}`, () => {
+    let page;
+    const errors = [];
+
+    async function open() {
+      const opened = await (await serveWorld(version, await startRaptor(), { transports })).open();
+      opened.on('pageerror', (error) => errors.push(error));
+      return opened;
+    }
+
+    for (const { title } of scenario(version).filter((step) => only(step.title))) {
+      test(title, { timeout: 30_000 }, async () => {
+        page ??= await open();
+        await page.evaluate((wanted) => window.runStep(wanted), title);
+        if (errors.length > 0) throw errors.splice(0)[0]; // one that nobody in the page caught
+      });
+    }
+  });
+}
