@@ -3,7 +3,9 @@
 use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -14,6 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
 use warp::Filter;
 use warp::http::{HeaderMap, Request, StatusCode, Uri};
 use warp::reply::Response;
@@ -26,11 +29,14 @@ use crate::hub::Hub;
 use crate::model::Fact;
 use crate::model::ids::IdSource;
 use crate::transport::http::{Peer, text};
-use crate::transport::websocket;
+use crate::transport::websocket::{self, is_websocket_request};
 use crate::{pusher, rest};
 
 /// Facts that may wait for whoever tells the application.
 const FACTS_MAX: usize = 65_536;
+/// How long an HTTP connection may rest between requests, and the head of a later request take.
+/// Libraries expect a kept connection to be there still (`pusher.md` 5.1).
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// What is read ahead of one HTTP connection; also the limit of a request's head.
 const HTTP_BUFFER_BYTES: usize = 16 * 1024;
 
@@ -45,6 +51,7 @@ pub struct Server {
 
 #[derive(Clone)]
 struct HttpSettings {
+    /// For the first request of a connection.
     head_timeout: Duration,
     /// Without a slash at its end; empty for none.
     path_prefix: Arc<str>,
@@ -115,10 +122,7 @@ impl Server {
             ..
         } = self;
         drop(listener);
-        if tokio::time::timeout(shutdown_grace, broker.drain())
-            .await
-            .is_err()
-        {
+        if timeout(shutdown_grace, broker.drain()).await.is_err() {
             tracing::warn!("some connections did not leave in time");
         }
     }
@@ -134,7 +138,7 @@ impl Server {
                 Err(error) => {
                     // Usually too many open files: others have to close before the next can come.
                     tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    sleep(Duration::from_millis(100)).await;
                 }
             }
         }
@@ -154,19 +158,28 @@ where
     };
     let service = TowerToHyperService::new(warp::service(routes));
     let prefix = settings.path_prefix;
+    let has_asked = Arc::new(AtomicBool::new(false));
+    let asks = has_asked.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
+        asks.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(peer);
         strip_prefix(&mut request, &prefix);
         hyper::service::Service::call(&service, request)
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(settings.head_timeout)
+        .header_read_timeout(KEEP_ALIVE)
         .max_buf_size(HTTP_BUFFER_BYTES)
         .half_close(true)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
-    if let Err(error) = served.await {
+    let mut served = pin!(served);
+    let ended = match timeout(settings.head_timeout, &mut served).await {
+        Ok(ended) => ended,
+        Err(_) if has_asked.load(Ordering::Relaxed) => served.await,
+        Err(_) => return tracing::debug!(%address, "no request in time"),
+    };
+    if let Err(error) = ended {
         tracing::debug!(%address, %error, "HTTP connection ended");
     }
 }
@@ -206,13 +219,22 @@ fn routes(
                 pusher::app_path(front, &key, &query, &headers, peer, upgrade)
             },
         );
-    let nobodys = (warp::header::headers_cloned().and(upgrade).and(pusher)).map(
-        |headers, upgrade: Option<OnUpgrade>, front| match upgrade {
-            Some(_) => pusher::any_path(front, &headers, upgrade),
-            None => text(StatusCode::NOT_FOUND, "NOT FOUND"),
-        },
-    );
-    app.or(rest::routes(rest)).unify().or(nobodys).unify()
+    // In front of the HTTP API: also on a path of its own a WebSocket is refused as one.
+    let nobodys_websocket = warp::header::headers_cloned()
+        .and(upgrade)
+        .and(pusher)
+        .and_then(|headers: HeaderMap, upgrade, front| async move {
+            match is_websocket_request(&headers) {
+                true => Ok(pusher::any_path(front, &headers, upgrade)),
+                false => Err(warp::reject::not_found()),
+            }
+        });
+    let nobodys = warp::any().map(|| text(StatusCode::NOT_FOUND, "NOT FOUND"));
+    (app.or(nobodys_websocket).unify())
+        .or(rest::routes(rest))
+        .unify()
+        .or(nobodys)
+        .unify()
 }
 
 /// Until something else reads them, facts go to the log, without what they carry.

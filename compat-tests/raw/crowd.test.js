@@ -7,14 +7,14 @@ import { test } from 'node:test';
 import { sleep } from '../support/events.js';
 import { startRaptor } from '../support/raptor.js';
 import { Api } from '../rest/api.js';
-import { APP, Peer, appNamed } from './peer.js';
+import { Peer, appNamed } from './peer.js';
 
 const MEMBERS = 500;
 const AT_ONCE = 50;
 const SLOW_MS = 30_000;
 
 const app = appNamed('crowd', { limits: { presence_members_max: 1000 } });
-const raptor = await startRaptor({ config: { apps: [app, APP], outbox_bytes_max: 16_000_000 } });
+const raptor = await startRaptor({ config: { apps: [app] } });
 const api = new Api(raptor, app);
 const channel = 'presence-crowd';
 

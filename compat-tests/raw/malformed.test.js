@@ -2,8 +2,9 @@
 // witness, subscribed since the start, must still get what is published, and the process must still take new connections.
 
 import assert from 'node:assert/strict';
+import { isUtf8 } from 'node:buffer';
 import { connect } from 'node:net';
-import { after, afterEach, describe, test } from 'node:test';
+import { afterEach, describe, test } from 'node:test';
 
 import { SOON_MS, sleep } from '../support/events.js';
 import { startRaptor } from '../support/raptor.js';
@@ -23,7 +24,6 @@ afterEach(async () => {
   await witness.receives({ event: 'still', channel: 'witness', data: 'here' });
   await stillServes(raptor, api);
 });
-after(() => assert.doesNotThrow(() => process.kill(raptor.pid, 0)));
 
 const MEGABYTE = 1_048_576;
 
@@ -191,6 +191,85 @@ describe('where messages may have 4 MB', () => {
       assert.ok(JSON.stringify(frames).length < 10_000, `${JSON.stringify(message).slice(0, 60)} was echoed`);
     }
   });
+});
+
+// Chance, with a seed
+
+/** Numbers below `n`, the same in every run. */
+function chance(seed) {
+  let state = seed;
+  return (n) => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return Math.floor((state / 2 ** 32) * n);
+  };
+}
+
+/** `bytes` with a few of them changed, doubled, cut out or cut off. */
+function mutilate(bytes, below) {
+  let result = Buffer.from(bytes);
+  for (let times = 1 + below(4); times > 0 && result.length > 0; times -= 1) {
+    const at = below(result.length);
+    const until = at + below(Math.min(20, result.length - at + 1));
+    switch (below(5)) {
+      case 0: result[at] = below(256); break;
+      case 1: result = Buffer.concat([result.subarray(0, until), result.subarray(at)]); break;
+      case 2: result = Buffer.concat([result.subarray(0, at), result.subarray(until)]); break;
+      case 3: result = result.subarray(0, at); break;
+      default: result[at] = Buffer.from('"{}[]:,\\0-e.')[below(13)];
+    }
+  }
+  return result;
+}
+
+const MESSAGES = [
+  '{"event":"pusher:subscribe","data":{"channel":"private-x","auth":"a:b","channel_data":"{\\"user_id\\":\\"1\\"}"}}',
+  '{"event":"pusher:subscribe","data":"{\\"channel\\":\\"cache-x\\"}"}',
+  '{"event":"pusher:unsubscribe","data":{"channel":"cache-x"}}',
+  '{"event":"pusher:signin","data":{"auth":"a:b","user_data":"{\\"id\\":\\"1\\",\\"watchlist\\":[\\"2\\"]}"}}',
+  '{"event":"client-e","channel":"private-x","data":{"n":[1,2.5e3,null,true,"\\u00eb"]}}',
+  '{"event":"pusher:ping","data":{}}',
+];
+
+test('three thousand mutilated messages', async () => {
+  const below = chance(1);
+  let peer = await Peer.connect(raptor);
+  for (let i = 0; i < 3_000; i += 1) {
+    const payload = mutilate(MESSAGES[below(MESSAGES.length)], below);
+    const isText = isUtf8(payload);
+    peer.socket.sendFrame({ opcode: TEXT, payload });
+    if (isText) {
+      if (i % 50 === 0) await peer.arrivingNow();
+      continue;
+    }
+    await peer.arrivingNow().catch(() => {});
+    peer.socket.vanish();
+    peer = await Peer.connect(raptor);
+  }
+  await peer.arrivingNow();
+});
+
+test('five hundred mutilated frames', async () => {
+  const below = chance(2);
+  for (let i = 0; i < 500; i += 1) {
+    const peer = await Peer.connect(raptor);
+    peer.socket.sendBytes(mutilate(Buffer.concat([frame({ opcode: TEXT, payload: MESSAGES[0] }), frame({ opcode: PING, payload: 'x' }), frame({ opcode: TEXT, payload: MESSAGES[5] })]), below));
+    peer.socket.shutdown();
+    while ((await peer.socket.next()).type !== 'end');
+  }
+});
+
+test('five hundred mutilated requests', async () => {
+  const below = chance(3);
+  const body = '{"name":"e","channels":["c"],"data":"x"}';
+  const requests = [HANDSHAKE, `POST /apps/${APP.id}/events?auth_key=${APP.key}&auth_version=1.0&auth_timestamp=1&body_md5=x&auth_signature=y HTTP/1.1\r\nHost: x\r\nContent-Length: ${body.length}\r\n\r\n${body}`];
+  await Promise.all(Array.from({ length: 10 }, async () => {
+    for (let i = 0; i < 50; i += 1) {
+      await new Promise((resolve) => {
+        const socket = connect(raptor.port, '127.0.0.1', () => socket.end(mutilate(requests[i % 2], below)));
+        socket.on('error', () => {}).on('close', resolve).resume();
+      });
+    }
+  }));
 });
 
 // Sockets

@@ -6,15 +6,17 @@ import { test } from 'node:test';
 import { startRaptor } from '../support/raptor.js';
 import { until } from '../support/events.js';
 import { APP, Peer, appNamed } from './peer.js';
+import { TEXT, frame } from './websocket.js';
 
 const dashed = appNamed('dashed', { key: 'a-b_c-D_9' });
 const disabled = appNamed('disabled', { enabled: false });
 const tlsOnly = appNamed('tls-only', { force_tls: true });
 const full = appNamed('full', { limits: { connections_max: 1 } });
+const five = appNamed('five', { limits: { connections_max: 5 } });
 const picky = appNamed('picky', { allowed_origins: ['https://a.example', 'https://*.b.example'] });
 const patient = appNamed('patient', { authorized_connections: true, limits: { connections_max: 1 } });
 
-const apps = [APP, dashed, disabled, tlsOnly, full, picky, patient];
+const apps = [APP, dashed, disabled, tlsOnly, full, five, picky, patient];
 const raptor = await startRaptor({ config: { apps } });
 const prefixed = await startRaptor({ config: { apps, path_prefix: '/realtime', assume_protocol: 7, activity_timeout_secs: 33 } });
 
@@ -126,12 +128,24 @@ test('a refusal that quotes a long key still fits a close frame', async () => {
   assert.ok(frame.data.message.startsWith(close.reason.slice(0, 20)));
 });
 
+test('the handshake may be written as browsers and proxies write it', async () => {
+  await isEstablished({ headers: { Connection: 'keep-alive, Upgrade', Upgrade: 'WebSocket' } });
+  await isEstablished({ headers: { Connection: 'upgrade', Upgrade: 'WEBSOCKET', Cookie: 'a=b', Origin: 'null' } });
+});
+
+test('a client that does not wait for the upgrade is answered in order', async () => {
+  const messages = ['{"event":"pusher:subscribe","data":{"channel":"early"}}', '{"event":"pusher:ping"}'];
+  const peer = await Peer.open(raptor, { early: Buffer.concat(messages.map((payload) => frame({ opcode: TEXT, payload }))) });
+  assert.equal((await peer.frame()).event, 'pusher:connection_established');
+  await peer.receives({ event: 'pusher_internal:subscription_succeeded', channel: 'early', data: '{}' }, { event: 'pusher:pong', data: '{}' });
+});
+
 test('a disabled app is refused with 4003', () => isRefused({ app: disabled }, 4003, 'Application disabled'));
 
 test('a TLS-only app is refused with 4000 on a plain socket', () =>
   isRefused({ app: tlsOnly }, 4000, 'Application only accepts SSL connections, reconnect using wss://'));
 
-for (const path of ['/', '/nope', '/app', '/app/', '/app//', `/app/${APP.key}/more`, `/apps/${APP.key}`, `//app/${APP.key}`, `/App/${APP.key}`]) {
+for (const path of ['/', '/nope', '/app', '/app/', '/app//', `/app/${APP.key}/more`, `/apps/${APP.key}`, `//app/${APP.key}`, `/App/${APP.key}`, `/apps/${APP.id}/channels`, `/apps/${APP.id}/events`]) {
   test(`the path ${path} is refused with 4005`, () => isRefused({ path: `${path}?protocol=7` }, 4005, 'Path not found'));
 }
 
@@ -141,6 +155,12 @@ test('a full app is refused with 4004 until somebody leaves', async () => {
   await isEstablished({ app: APP });
   await first.close();
   await until(async () => (await (await Peer.open(raptor, { app: full })).frame()).event === 'pusher:connection_established');
+});
+
+test('of many that come at once exactly as many get in as the quota allows', async () => {
+  const frames = await Promise.all(Array.from({ length: 30 }, async () => (await Peer.open(raptor, { app: five })).frame()));
+  assert.equal(frames.filter(({ event }) => event === 'pusher:connection_established').length, 5);
+  assert.equal(frames.filter(({ data }) => data.code === 4004).length, 25);
 });
 
 test('connections that are not yet authorized do not count against the quota', async () => {

@@ -3,13 +3,15 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { sleep } from '../support/events.js';
+import { sleep, until } from '../support/events.js';
 import { TEST_APP, startRaptor } from '../support/raptor.js';
+import { Api } from '../rest/api.js';
 import { Peer, appNamed, compare, json } from './peer.js';
 
 const silent = appNamed('silent', { subscription_count_events: false });
 const raptor = await startRaptor({ config: { apps: [TEST_APP, silent] } });
 const app = TEST_APP;
+const api = new Api(raptor, app);
 
 const count = (channel, n) => ({ event: 'pusher_internal:subscription_count', channel, data: json({ subscription_count: n }) });
 
@@ -67,6 +69,28 @@ test('without the setting nobody is told', async () => {
   await peer.subscribe('uncounted');
   await peer.receivesNothing();
 });
+
+test('when many come and go at once, the last count that each is told is the right one', async () => {
+  const peers = await Promise.all(Array.from({ length: 60 }, () => Peer.connect(raptor, { app })));
+  for (const peer of peers) peer.askToSubscribe('rush');
+  await settled(peers);
+  for (const peer of peers) assert.equal(await lastCount(peer), 60);
+  const [leaving, staying] = [peers.slice(0, 30), peers.slice(30)];
+  leaving.forEach((peer, i) => (i % 2 ? peer.unsubscribe('rush') : peer.socket.vanish()));
+  await until(async () => (await api.get('/channels/rush', { info: 'subscription_count' })).json().subscription_count === 30);
+  for (const peer of staying) assert.equal(await lastCount(peer), 30);
+});
+
+/** Everything the peers have sent so far has been acted upon. Frames that came meanwhile are kept for `lastCount`. */
+async function settled(peers) {
+  for (const peer of peers) peer.seen = await peer.arrivingNow();
+}
+
+async function lastCount(peer) {
+  const counts = [...(peer.seen ?? []), ...(await peer.arrivingNow())].filter(({ event }) => event === 'pusher_internal:subscription_count');
+  peer.seen = [];
+  return JSON.parse(counts.at(-1).data).subscription_count;
+}
 
 test('beyond 100 connections the count comes at most every 5 seconds, and ends right', async () => {
   const first = await Peer.connect(raptor, { app });

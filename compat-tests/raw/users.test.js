@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 
-import { sleep } from '../support/events.js';
+import { SOON_MS, sleep } from '../support/events.js';
 import { startRaptor } from '../support/raptor.js';
 import { Api, hmac } from '../rest/api.js';
 import { APP, Peer, appNamed, auth, json } from './peer.js';
@@ -165,7 +165,7 @@ test('of a watchlist of 101 the first 100 count, and the error 4302 says so', as
     data: { code: 4302, message: 'Watchlist limit exceeded. Only the first 100 user IDs are accepted.' },
   });
   const told = JSON.parse(frames.find((frame) => frame.event === 'pusher_internal:watchlist_events').data);
-  assert.deepEqual(told, { events: [{ name: 'offline', user_ids: ids.slice(0, 100) }] });
+  assert.deepEqual(told.events.map((event) => [event.name, [...event.user_ids].sort()]), [['offline', ids.slice(0, 100).sort()]]);
   await last.signIn({ id: 'long-100' });
   await fan.receivesNothing();
   await (await Peer.connect(raptor)).signIn({ id: 'long-99' });
@@ -217,6 +217,41 @@ test('an app without the setting sends no watchlist events', async () => {
   const [fan, other] = await connected(2, { app: unwatched });
   await fan.signIn({ id: 'fan', watchlist: ['other'] });
   await other.signIn({ id: 'other' });
+  await fan.receivesNothing();
+});
+
+test('when many sign in and vanish at once, a watcher is told each change once and the last state is right', async () => {
+  const ids = Array.from({ length: 10 }, (_, i) => `rush-${i}`);
+  const [fan] = await connected(1);
+  await fan.signIn({ id: 'rush-fan', watchlist: ids });
+  await fan.frame();
+  const online = new Set();
+  const note = ({ event, data }) => {
+    assert.equal(event, 'pusher_internal:watchlist_events');
+    for (const { name, user_ids: users } of JSON.parse(data).events) {
+      for (const user of users) {
+        if (name === 'online') assert.ok(!online.has(user) && online.add(user), `${user} came online twice`);
+        else assert.ok(online.delete(user), `${user} went offline twice`);
+      }
+    }
+  };
+  let stayed = [];
+  for (let round = 0; round < 5; round += 1) {
+    const peers = await connected(40);
+    peers.forEach((peer, i) => peer.askToSignIn({ id: ids[i % ids.length] }));
+    await Promise.all(peers.map(async (peer) => assert.equal((await peer.frame()).event, 'pusher:signin_success')));
+    for (const peer of stayed) peer.socket.vanish();
+    stayed = peers.slice(0, 5);
+    for (const peer of peers.slice(5)) peer.socket.vanish();
+  }
+  const end = Date.now() + SOON_MS;
+  do {
+    for (const frame of await fan.arrivingNow()) note(frame);
+    assert.ok(Date.now() < end, `still online: ${[...online]}`);
+    await sleep(20);
+  } while (online.size !== 5);
+  assert.deepEqual([...online].sort(), ids.slice(0, 5));
+  await sleep(200);
   await fan.receivesNothing();
 });
 

@@ -38,14 +38,14 @@ export class WebSocket {
   #waiting = null;
   #ended = false;
 
-  /** Opens `path` (with query) on 127.0.0.1; rejects with `Refused`, or when nothing answers. */
-  static async open({ port, path, headers = {}, answerPings = true }) {
+  /** Opens `path` (with query) on 127.0.0.1; rejects with `Refused`, or when nothing answers. `early` is sent behind the handshake, in one piece with it. */
+  static async open({ port, path, headers = {}, answerPings = true, early = Buffer.alloc(0) }) {
     const socket = connect(port, '127.0.0.1');
     socket.setNoDelay(true);
     socket.on('error', () => {});
     atEnd(() => socket.destroy());
     const key = randomBytes(16).toString('base64');
-    socket.write(handshake({ port, path, key, headers }));
+    socket.write(Buffer.concat([Buffer.from(handshake({ port, path, key, headers })), early]));
     const { head, rest } = await readHead(socket);
 
     const answer = parseHead(head);
@@ -96,7 +96,9 @@ export class WebSocket {
 
   /** Vanishes: no close frame, and a reset instead of the TCP farewell. */
   vanish() {
-    this.#socket.resetAndDestroy();
+    // A socket that has said farewell cannot be reset any more; Node would never close it.
+    if (this.#socket.writableEnded) this.#socket.destroy();
+    else this.#socket.resetAndDestroy();
   }
 
   /** From now on nothing is taken from the socket; the kernel's buffers fill. */

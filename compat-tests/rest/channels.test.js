@@ -31,8 +31,8 @@ for (const id of ['10', '11', '11']) {
   await peer.join('presence-room', id);
   peers.push(peer);
 }
-await peers[0].subscribe('room');
-await peers[0].subscribe('private-cache-a;b=c@d,e.f_g-H');
+await peers[2].subscribe('room');
+await peers[2].subscribe('private-cache-a;b=c@d,e.f_g-H');
 await peers[0].arrivingNow();
 
 // GET /channels

@@ -5,14 +5,14 @@ import { Agent } from 'node:http';
 import { connect } from 'node:net';
 import { test } from 'node:test';
 
-import { SOON_MS } from '../support/events.js';
+import { SOON_MS, sleep } from '../support/events.js';
 import { TEST_APP, startRaptor } from '../support/raptor.js';
 import { Peer } from '../raw/peer.js';
 import { Api, send, signedTarget } from './api.js';
 
 const app = { ...TEST_APP, subscription_count_events: false };
 const raptor = await startRaptor({ config: { apps: [app] } });
-const prefixed = await startRaptor({ config: { apps: [app], path_prefix: '/realtime', request_body_bytes_max: 1000 } });
+const prefixed = await startRaptor({ config: { apps: [app], path_prefix: '/realtime', request_body_bytes_max: 2000 } });
 const api = new Api(raptor, app);
 
 const EVENT = JSON.stringify({ name: 'e', channels: ['c'], data: 'x' });
@@ -50,6 +50,17 @@ test('the connection is kept on success and on every error', async () => {
 function tooMuch() {
   return JSON.stringify({ name: 'e', channels: ['c'], data: 'x'.repeat(10241) });
 }
+
+test('a kept connection may rest longer than a handshake may take', async () => {
+  const hasty = await startRaptor({ config: { apps: [app], handshake_timeout_secs: 1 } });
+  const over = new Agent({ keepAlive: true, maxSockets: 1 });
+  assert.equal((await send(hasty, { method: 'GET', target: target('GET', '/channels'), over })).status, 200);
+  await sleep(2_500);
+  const answer = await send(hasty, { method: 'POST', target: target('POST', '/events', EVENT), body: EVENT, over });
+  over.destroy();
+  assert.equal(answer.status, 200);
+  assert.ok(answer.reusedSocket, 'the server had closed it');
+});
 
 test('requests may be pipelined', async () => {
   const one = `GET ${target('GET', '/channels/one')} HTTP/1.1\r\nHost: x\r\n\r\n`;
@@ -216,8 +227,8 @@ test('behind a path prefix both paths are served, and the signature is made with
 
 test('the limit of a body is the configured one', async () => {
   const small = new Api(prefixed, app);
-  assert.equal((await small.post('/events', EVENT.padEnd(1000))).status, 200);
-  const answer = await small.post('/events', EVENT.padEnd(1001));
+  assert.equal((await small.post('/events', EVENT.padEnd(2000))).status, 200);
+  const answer = await small.post('/events', EVENT.padEnd(2001));
   assert.deepEqual([answer.status, answer.text], [413, 'Request body too large\n']);
 });
 
