@@ -45,7 +45,7 @@ pub struct ServerSettings {
     pub activity_timeout: Duration,
     /// How long a silent peer has to answer our ping before 4201.
     pub pong_timeout: Duration,
-    /// How long the head of an HTTP request may take.
+    /// How long a new connection may take to make its first request.
     pub handshake_timeout: Duration,
     /// How long a peer may accept no byte of what waits for it.
     pub write_timeout: Duration,

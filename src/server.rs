@@ -3,7 +3,9 @@
 use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -14,6 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
 use warp::Filter;
 use warp::http::{HeaderMap, Request, StatusCode, Uri};
 use warp::reply::Response;
@@ -27,11 +30,14 @@ use crate::model::Fact;
 use crate::model::ids::IdSource;
 use crate::transport::http::{Peer, text};
 use crate::transport::receipt::{Receipted, Receipts};
-use crate::transport::websocket;
+use crate::transport::websocket::{self, is_websocket_request};
 use crate::{bayeux, pusher, rest};
 
 /// Facts that may wait for whoever tells the application.
 const FACTS_MAX: usize = 65_536;
+/// How long an HTTP connection may rest between requests, and the head of a later request take.
+/// Libraries expect a kept connection to be there still (`pusher.md` 5.1).
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// What is read ahead of one HTTP connection; also the limit of a request's head.
 const HTTP_BUFFER_BYTES: usize = 16 * 1024;
 
@@ -47,6 +53,7 @@ pub struct Server {
 
 #[derive(Clone)]
 struct HttpSettings {
+    /// For the first request of a connection.
     head_timeout: Duration,
     /// Without a slash at its end; empty for none.
     path_prefix: Arc<str>,
@@ -121,10 +128,7 @@ impl Server {
             ..
         } = self;
         drop(listener);
-        if tokio::time::timeout(shutdown_grace, broker.drain())
-            .await
-            .is_err()
-        {
+        if timeout(shutdown_grace, broker.drain()).await.is_err() {
             tracing::warn!("some connections did not leave in time");
         }
     }
@@ -141,7 +145,7 @@ impl Server {
                 Err(error) => {
                     // Usually too many open files: others have to close before the next can come.
                     tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    sleep(Duration::from_millis(100)).await;
                 }
             }
         }
@@ -163,7 +167,10 @@ where
     let prefix = settings.path_prefix;
     let receipts = Receipts::default();
     let stream = Receipted::new(stream, receipts.clone());
+    let has_asked = Arc::new(AtomicBool::new(false));
+    let asks = has_asked.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
+        asks.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(peer);
         request.extensions_mut().insert(receipts.clone());
         strip_prefix(&mut request, &prefix);
@@ -172,11 +179,17 @@ where
     // A peer that shuts its side down has given its request up: a poll held for it ends at once.
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(settings.head_timeout)
+        .header_read_timeout(KEEP_ALIVE)
         .max_buf_size(HTTP_BUFFER_BYTES)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
-    if let Err(error) = served.await {
+    let mut served = pin!(served);
+    let ended = match timeout(settings.head_timeout, &mut served).await {
+        Ok(ended) => ended,
+        Err(_) if has_asked.load(Ordering::Relaxed) => served.await,
+        Err(_) => return tracing::debug!(%address, "no request in time"),
+    };
+    if let Err(error) = ended {
         tracing::debug!(%address, %error, "HTTP connection ended");
     }
 }
@@ -217,14 +230,21 @@ fn routes(
                 pusher::app_path(front, &key, &query, &headers, peer, upgrade)
             },
         );
-    let nobodys = (warp::header::headers_cloned().and(upgrade).and(pusher)).map(
-        |headers, upgrade: Option<OnUpgrade>, front| match upgrade {
-            Some(_) => pusher::any_path(front, &headers, upgrade),
-            None => text(StatusCode::NOT_FOUND, "NOT FOUND"),
-        },
-    );
-    (app.or(rest::routes(rest)).unify())
-        .or(bayeux::routes(bayeux))
+    // In front of the HTTP API: also on a path of its own a WebSocket is refused as one.
+    let nobodys_websocket = warp::header::headers_cloned()
+        .and(upgrade)
+        .and(pusher)
+        .and_then(|headers: HeaderMap, upgrade, front| async move {
+            match is_websocket_request(&headers) {
+                true => Ok(pusher::any_path(front, &headers, upgrade)),
+                false => Err(warp::reject::not_found()),
+            }
+        });
+    let nobodys = warp::any().map(|| text(StatusCode::NOT_FOUND, "NOT FOUND"));
+    (app.or(bayeux::routes(bayeux)).unify())
+        .or(nobodys_websocket)
+        .unify()
+        .or(rest::routes(rest))
         .unify()
         .or(nobodys)
         .unify()

@@ -273,9 +273,11 @@ async fn presence_is_one_roster_for_both_protocols() {
     let mut listed = roster.clone();
     listed["event"] = json!("list");
     let list = json!({"channel": "/service/presence/room", "data": listed});
-    assert_eq!(session.poll(0).await, [list.clone()]);
-    session.publish("/service/presence/room", json!({})).await;
-    assert_eq!(session.poll(0).await, [list]);
+    for _ in 0..2 {
+        assert_eq!(session.poll(0).await, std::slice::from_ref(&list));
+        session.publish("/service/presence/room", json!({})).await;
+    }
+    session.poll(0).await;
 
     // The same user's second session makes no event; a third user makes one of each.
     let again = server.session().await;

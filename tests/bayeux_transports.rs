@@ -397,3 +397,94 @@ async fn a_server_that_stops_answers_everybody_first() {
     assert_eq!(socket.next().await[0]["id"], "w");
     assert_eq!(socket.close_code().await, 1001);
 }
+
+/// A session whose client acknowledges what it receives, as CometD's does.
+async fn acknowledging(server: &Running) -> Value {
+    let handshake = json!({"channel": "/meta/handshake", "version": "1.0", "ext": {"ack": true},
+        "supportedConnectionTypes": ["long-polling", "websocket"]});
+    let reply = server.ask(handshake).await;
+    assert_eq!(reply["ext"]["ack"], true);
+    reply["clientId"].clone()
+}
+
+fn acknowledging_connect(id: &Value, way: &str, ack: u64) -> Value {
+    json!([{"channel": "/meta/connect", "clientId": id, "connectionType": way, "id": ack,
+        "ext": {"ack": ack}}])
+}
+
+#[tokio::test]
+async fn what_is_not_acknowledged_comes_again() {
+    let server = serve().await;
+    let id = acknowledging(&server).await;
+    server
+        .ask(json!({"channel": "/meta/subscribe", "clientId": id, "subscription": "/foo"}))
+        .await;
+    let mut first = acknowledging_connect(&id, "long-polling", 0);
+    first[0]["advice"] = json!({"timeout": 0});
+    let reply = server.post(first).await;
+    assert_eq!(reply[0]["ext"], json!({"ack": 1}));
+    publish(&server, "/foo", json!(1)).await;
+    let connect = async |ack| {
+        server
+            .post(acknowledging_connect(&id, "long-polling", ack))
+            .await
+    };
+    let lost = connect(1).await;
+    assert_eq!(
+        (&lost[0]["ext"], data(&lost[1..])),
+        (&json!({"ack": 2}), vec![&json!(1)])
+    );
+    publish(&server, "/foo", json!(2)).await;
+    let again = connect(1).await;
+    let (one, two) = (json!(1), json!(2));
+    assert_eq!(
+        (&again[0]["ext"], data(&again[1..])),
+        (&json!({"ack": 3}), vec![&one, &two])
+    );
+    publish(&server, "/foo", json!(3)).await;
+    let next = connect(3).await;
+    assert_eq!(
+        (&next[0]["ext"], data(&next[1..])),
+        (&json!({"ack": 4}), vec![&json!(3)])
+    );
+}
+
+#[tokio::test]
+async fn acknowledged_messages_follow_connect_replies_on_sockets_too() {
+    let server = serve().await;
+    let id = acknowledging(&server).await;
+    let mut socket = server.websocket("/faye").await;
+    socket
+        .send(json!([{"channel": "/meta/subscribe", "clientId": id, "subscription": "/foo"}]))
+        .await;
+    socket.next().await;
+    socket
+        .send(acknowledging_connect(&id, "websocket", 0))
+        .await;
+    publish(&server, "/foo", json!(1)).await;
+    let batch = socket.next().await;
+    assert_eq!(
+        (&batch[0]["ext"], &batch[1]["data"]),
+        (&json!({"ack": 1}), &json!(1))
+    );
+    publish(&server, "/foo", json!(2)).await;
+    socket
+        .send(acknowledging_connect(&id, "websocket", 1))
+        .await;
+    let batch = socket.next().await;
+    assert_eq!(
+        (&batch[0]["ext"], &batch[1]["data"]),
+        (&json!({"ack": 2}), &json!(2))
+    );
+    // The socket breaks before the client has it: the next one brings it again.
+    drop(socket);
+    let mut socket = server.websocket("/faye").await;
+    socket
+        .send(acknowledging_connect(&id, "websocket", 1))
+        .await;
+    let batch = socket.next().await;
+    assert_eq!(
+        (&batch[0]["ext"], &batch[1]["data"]),
+        (&json!({"ack": 3}), &json!(2))
+    );
+}

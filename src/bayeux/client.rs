@@ -1,14 +1,15 @@
 //! What a Bayeux session is subscribed to, and how it leaves.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::channel::Pattern;
 use super::encoding::{Bayeux, encoding};
+use super::extensions::Unacknowledged;
 use super::mapping::Style;
 use crate::apps::App;
 use crate::broker::{Admission, Broker, Cache, Rate, Welcome};
-use crate::hub::{Acknowledgement, Frame, MemberLimitReached, Outbox, Subscriber};
+use crate::hub::{Acknowledgement, Closing, Frame, MemberLimitReached, Outbox, Subscriber};
 use crate::model::{ChannelName, Member, SocketId, UserId};
 use crate::transport::session::Session;
 
@@ -20,6 +21,9 @@ pub struct Client {
     /// What applications sign and exclude, as with Pusher. No secret, unlike the session's id.
     pub socket_id: SocketId,
     pub encoding: &'static Bayeux,
+    /// Of a client that acknowledges what it receives; its messages then travel behind connect
+    /// replies alone.
+    pub unacknowledged: Option<Mutex<Unacknowledged>>,
     /// One operation of a client at a time.
     pub state: tokio::sync::Mutex<ClientState>,
     broker: Arc<Broker>,
@@ -58,12 +62,14 @@ impl Client {
         broker: Arc<Broker>,
         outbox: Arc<Outbox>,
         admission: Admission,
+        acknowledges: bool,
     ) -> Self {
         let client_events = Rate::per_sec(app.limits.client_events_per_sec_max);
         Self {
             app,
             socket_id,
             encoding: encoding(style),
+            unacknowledged: acknowledges.then(Mutex::default),
             state: tokio::sync::Mutex::new(ClientState {
                 client_events,
                 ..ClientState::default()
@@ -80,6 +86,33 @@ impl Client {
             outbox: self.outbox.clone(),
             encoding: self.encoding,
         }
+    }
+
+    /// A connect says that it has received everything up to this batch. Whether nothing is left
+    /// that has to be sent again.
+    pub fn acknowledge(&self, batch: Option<u64>) -> bool {
+        match &self.unacknowledged {
+            Some(sent) => lock(sent).acknowledge(batch.unwrap_or(0)),
+            None => true,
+        }
+    }
+
+    /// What goes out with a connect reply, and its number if the client wants one. More than
+    /// `frames_max` without acknowledgement, and the session is too slow.
+    pub fn next_batch(
+        &self,
+        new: VecDeque<Frame>,
+        frames_max: usize,
+    ) -> (Option<u64>, VecDeque<Frame>) {
+        let Some(sent) = &self.unacknowledged else {
+            return (None, new);
+        };
+        let mut sent = lock(sent);
+        let (batch, frames) = sent.next_batch(new);
+        if sent.len() > frames_max {
+            self.outbox.close(Closing::Slow);
+        }
+        (Some(batch), frames)
     }
 
     pub fn push(&self, frame: Frame) {
@@ -224,4 +257,8 @@ impl Drop for Client {
         let (broker, app, who) = (self.broker.clone(), self.app.clone(), self.socket_id);
         runtime.spawn(async move { state.leave(&broker, &app, who).await });
     }
+}
+
+fn lock(sent: &Mutex<Unacknowledged>) -> MutexGuard<'_, Unacknowledged> {
+    sent.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -8,18 +8,38 @@ use std::time::Duration;
 
 use super::check;
 use super::client::{Client, ClientSession};
-use super::site::{SUPPORTED, Site};
+use super::extensions::{TimeSync, acknowledged};
+use super::site::{SUPPORTED, Site, now_ms};
 use crate::hub::{Closing, Frame};
 use crate::transport::session::{Carrier, Parted, Vehicle};
 use crate::wire::bayeux::{
-    Advice, BayeuxError, Connect, ConnectionType, HeldConnect, Reconnect, UNKNOWN_CLIENT,
+    Advice, BayeuxError, Connect, ConnectionType, HeldConnect, Object, Reconnect, UNKNOWN_CLIENT,
 };
 
 /// An accepted connect whose answer may wait.
 pub struct Connecting {
     pub session: ClientSession,
-    pub held: HeldConnect,
+    pub held: Waiting,
     pub hold: Duration,
+}
+
+/// What it takes to answer a connect.
+pub struct Waiting {
+    connect: HeldConnect,
+    timesync: Option<TimeSync>,
+}
+
+impl Waiting {
+    /// `batch`: what the reply and the messages behind it are to be acknowledged by.
+    fn accepted(&self, advice: &Advice, batch: Option<u64>) -> String {
+        let timesync = self.timesync.as_ref().and_then(|t| t.answer(now_ms()));
+        let batch = batch.map(|batch| batch.to_string());
+        let ext = Object::default()
+            .json_if_any("ack", batch.as_deref())
+            .json_if_any("timesync", timesync.as_deref());
+        let ext = (!ext.is_empty()).then(|| ext.end());
+        self.connect.accepted(advice, ext.as_deref())
+    }
 }
 
 /// What a poll is answered with.
@@ -58,9 +78,16 @@ impl Site {
             };
             return Connected::Now(request.accepted(&heartbeat, None));
         }
-        let wanted = request.hold_ms.map(Duration::from_millis);
+        // What was lost is sent again at once.
+        let wanted = match session.client.acknowledge(acknowledged(&request.ext)) {
+            true => request.hold_ms.map(Duration::from_millis),
+            false => Some(Duration::ZERO),
+        };
         Connected::Later(Connecting {
-            held: request.hold(),
+            held: Waiting {
+                connect: request.hold(),
+                timesync: TimeSync::asked(&request.ext, now_ms()),
+            },
             hold: wanted.map_or(hold, |wanted| wanted.min(hold)),
             session,
         })
@@ -90,12 +117,20 @@ impl Site {
             Ok(Err(parted)) => Some(parted),
             Ok(Ok(())) | Err(_) => None,
         };
-        session.touch();
-        let reply = match outcome {
-            None => held.accepted(&self.advice(), None),
-            Some(parted) => self.parting(&held, parted),
-        };
-        let carrier = Some(carrier).filter(|_| !events.is_empty());
+        if let Some(parted) = outcome {
+            return Polled {
+                reply: self.parting(&held, parted),
+                events,
+                carrier: None,
+            };
+        }
+        let (reply, events) = self.accepted(&session, &held, events);
+        // What is kept until it is acknowledged needs no other care.
+        let is_kept = session.client.unacknowledged.is_some();
+        if is_kept {
+            carrier.written();
+        }
+        let carrier = Some(carrier).filter(|_| !events.is_empty() && !is_kept);
         Polled {
             reply,
             events,
@@ -103,8 +138,21 @@ impl Site {
         }
     }
 
+    /// The reply to a connect that ends as it should, and all that follows it.
+    pub(super) fn accepted(
+        &self,
+        session: &ClientSession,
+        held: &Waiting,
+        events: VecDeque<Frame>,
+    ) -> (String, VecDeque<Frame>) {
+        session.touch();
+        let frames_max = self.settings.limits.queue_messages_max;
+        let (batch, events) = session.client.next_batch(events, frames_max);
+        (held.accepted(&self.advice(), batch), events)
+    }
+
     /// The answer to a connect that waits for nothing any more.
-    pub(super) fn parting(&self, held: &HeldConnect, parted: Parted) -> String {
+    pub(super) fn parting(&self, held: &Waiting, parted: Parted) -> String {
         let advice = match parted {
             // With the interval, whoever takes this for the end of his poll does not come back to
             // supersede the one that superseded it (3.10).
@@ -122,7 +170,7 @@ impl Site {
                 ..self.advice()
             },
             Parted::Closed(Closing::Slow) => {
-                return held.refused(&unknown(), &Advice::handshake(0));
+                return held.connect.refused(&unknown(), &Advice::handshake(0));
             }
         };
         held.accepted(&advice, None)

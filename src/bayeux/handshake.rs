@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::check;
 use super::client::{Client, ClientSession};
-use super::site::{SUPPORTED, Site};
+use super::extensions::{TimeSync, wants_acks};
+use super::site::{SUPPORTED, Site, now_ms};
 use crate::hub::Outbox;
 use crate::wire::bayeux::{
     Advice, BayeuxError, HANDSHAKE_DENIED, Handshake, Object, TOO_MANY_REQUESTS,
@@ -20,9 +21,14 @@ impl Site {
     pub(super) fn handshake(&self, request: &Handshake) -> String {
         match self.open(request) {
             Ok(session) => {
-                let ext = Object::default()
-                    .text("socket_id", &session.client.socket_id.to_string())
-                    .end();
+                let client = &session.client;
+                let mut ext = Object::default().text("socket_id", &client.socket_id.to_string());
+                if client.unacknowledged.is_some() {
+                    ext = ext.json("ack", "true");
+                }
+                let now = now_ms();
+                let timesync = TimeSync::asked(&request.ext, now).and_then(|t| t.answer(now));
+                let ext = ext.json_if_any("timesync", timesync.as_deref()).end();
                 request.accepted(&session.id, &SUPPORTED, &self.advice(), Some(&ext))
             }
             Err((error, advice)) => request.refused(&error, &SUPPORTED, &advice),
@@ -52,7 +58,17 @@ impl Site {
         tracing::debug!(app = %app.id, %socket_id, "handshake");
         let style = self.settings.style;
         let broker = self.broker.clone();
-        let client = Client::new(app, style, socket_id, broker, queue.clone(), admission);
+        let acknowledges = wants_acks(&request.ext);
+        let queued = queue.clone();
+        let client = Client::new(
+            app,
+            style,
+            socket_id,
+            broker,
+            queued,
+            admission,
+            acknowledges,
+        );
         (self.sessions)
             .open(limits.session_lifetime, queue, client)
             .map_err(|_| full())

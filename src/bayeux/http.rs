@@ -14,8 +14,8 @@ use warp::http::header::{
     ACCEPT, ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS,
     ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE,
     ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, CACHE_CONTROL,
-    CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, ORIGIN, UPGRADE,
-    VARY, X_CONTENT_TYPE_OPTIONS,
+    CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, ORIGIN, VARY,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use warp::http::{HeaderMap, Method, StatusCode};
 use warp::path::FullPath;
@@ -31,6 +31,7 @@ use super::{event_source, files, websocket};
 use crate::transport::http::{BodyError, Peer, read_body, text};
 use crate::transport::receipt::Receipts;
 use crate::transport::session::Carrier;
+use crate::transport::websocket::is_websocket_request;
 use crate::wire::bayeux::http::{
     DEFAULT_CALLBACK, Form, callback_script, is_callback, is_json_type, parse_form,
 };
@@ -81,10 +82,20 @@ pub fn routes(
     request.and(warp::body::stream()).then(answer)
 }
 
+/// First segments of other front ends' paths: no mount's, even if it is the root.
+pub const TAKEN: [&str; 3] = ["app", "apps", "users"];
+
 /// What follows the mount in a path that belongs to it: nothing, more segments, or an extension
 /// alone (`/faye.js`).
 pub fn below_mount<'p>(path: &'p str, mount: &str) -> Option<&'p str> {
     let below = path.strip_prefix(mount)?;
+    if path
+        .split('/')
+        .nth(1)
+        .is_some_and(|first| TAKEN.contains(&first))
+    {
+        return None;
+    }
     let is_extension = || {
         let name = below.strip_prefix('.');
         name.is_some_and(|name| !name.is_empty() && !name.contains(['.', '/']))
@@ -105,7 +116,7 @@ async fn answer(
     if let Some(refusal) = request.refusal() {
         return with_headers(refusal, cors);
     }
-    if request.on_upgrade.is_some() && headers.contains_key(UPGRADE) {
+    if is_websocket_request(headers) {
         return websocket::answer(request);
     }
     let asks_for_post = (headers.get(ACCESS_CONTROL_REQUEST_METHOD)).is_some_and(|m| m == "POST");
@@ -338,5 +349,6 @@ mod tests {
             assert_eq!(below_mount(path, "/faye"), below, "{path}");
         }
         assert_eq!(below_mount("/anything", ""), Some("/anything"));
+        assert_eq!(below_mount("/apps/3/events", ""), None);
     }
 }

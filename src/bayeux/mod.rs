@@ -16,6 +16,7 @@ mod connect;
 mod encoding;
 mod event_source;
 mod exchange;
+mod extensions;
 mod files;
 mod handshake;
 mod http;
@@ -30,6 +31,6 @@ mod subscribe;
 mod transcripts;
 mod websocket;
 
-pub use http::{below_mount, routes};
+pub use http::{TAKEN, below_mount, routes};
 pub use settings::Settings;
 pub use site::Front;

@@ -11,14 +11,15 @@ use warp::http::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use warp::reply::Response;
 
 use super::client::Client;
-use super::connect::Connecting;
+use super::connect::{Connecting, Waiting};
+use super::encoding::message_of;
 use super::exchange::Answers;
 use super::http::Request;
 use super::site::Site;
 use crate::hub::{Closing, Frame, Outbox};
 use crate::transport::session::{Carrier, Parted, Vehicle};
 use crate::transport::websocket::{Close, Conversation, Upgrade};
-use crate::wire::bayeux::{HeldConnect, join, parse};
+use crate::wire::bayeux::{join, parse};
 
 /// Faye passes over what it cannot read; who sends nothing else is no Bayeux client.
 const UNREADABLE_MAX: u32 = 10;
@@ -67,7 +68,7 @@ struct Socket {
 /// The session whose events this socket carries.
 struct Bound {
     carrier: Carrier<Client>,
-    held: Option<(HeldConnect, Instant)>,
+    held: Option<(Waiting, Instant)>,
 }
 
 impl Socket {
@@ -98,17 +99,21 @@ impl Socket {
             bound.held = Some((held, Instant::now() + hold));
         }
         if hold.is_zero() {
-            self.answer_held();
+            self.answer_held(VecDeque::new());
         }
     }
 
-    /// On sockets events do not answer a connect, only time does.
-    fn answer_held(&mut self) {
+    /// On sockets time answers a connect. Events do so only where they have to be acknowledged, and
+    /// travel behind the reply.
+    fn answer_held(&mut self, events: VecDeque<Frame>) {
         let Some(bound) = &mut self.bound else { return };
         if let Some((held, _)) = bound.held.take() {
-            bound.carrier.session.touch();
-            let reply = held.accepted(&self.site.advice(), None);
-            self.reply([reply]);
+            let session = &bound.carrier.session;
+            let (reply, events) = self.site.accepted(session, &held, events);
+            bound.carrier.written();
+            let messages = [reply.as_str()].into_iter();
+            let frame = join(messages.chain(events.iter().map(message_of)));
+            self.replies.push(Frame::from(frame));
         }
     }
 
@@ -176,9 +181,20 @@ impl Conversation for Socket {
                 return Poll::Pending;
             };
             bound.carrier.written();
-            match ready!(bound.carrier.poll_take(cx, batch)) {
-                Ok(()) => return Poll::Ready(Ok(())),
-                Err(parted) => self.part(parted),
+            if bound.carrier.session.client.unacknowledged.is_none() {
+                match ready!(bound.carrier.poll_take(cx, batch)) {
+                    Ok(()) => return Poll::Ready(Ok(())),
+                    Err(parted) => self.part(parted),
+                }
+            } else if bound.held.is_some() {
+                let mut events = VecDeque::new();
+                match ready!(bound.carrier.poll_take(cx, &mut events)) {
+                    Ok(()) => self.answer_held(events),
+                    Err(parted) => self.part(parted),
+                }
+            } else {
+                let parted = ready!(bound.carrier.poll_parted(cx));
+                self.part(parted);
             }
         }
     }
@@ -200,7 +216,7 @@ impl Conversation for Socket {
     }
 
     fn on_deadline(&mut self) -> Result<(), Close> {
-        self.answer_held();
+        self.answer_held(VecDeque::new());
         Ok(())
     }
 

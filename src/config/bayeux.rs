@@ -6,16 +6,13 @@ use std::time::Duration;
 use super::problem::Site;
 use super::section::{Section, nearest};
 use super::written::Sited;
-use crate::bayeux::Settings;
 use crate::bayeux::authorise::{
     Channels, ExtToken, PublishTokens, SignedChannels, SubscribeTokens, Token,
 };
 use crate::bayeux::channel::{Pattern, is_name};
 use crate::bayeux::mapping::Style;
 use crate::bayeux::settings::{ClientPublish, Limits, Wildcards};
-
-/// First segments that other front ends serve.
-const TAKEN: [&str; 3] = ["app", "apps", "users"];
+use crate::bayeux::{Settings, TAKEN};
 
 /// What was written, with the place of each mount so that apps can be compared.
 pub(super) struct BayeuxDraft {

@@ -25,8 +25,8 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 use warp::http::header::{
-    CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
-    UPGRADE,
+    CONNECTION, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use warp::http::{HeaderMap, StatusCode};
 use warp::reply::Response;
@@ -112,16 +112,7 @@ impl Upgrade {
         headers: &HeaderMap,
         on_upgrade: Option<OnUpgrade>,
     ) -> Result<Self, Box<Response>> {
-        let asks = |name, value: &str| {
-            let given = headers.get_all(name).iter();
-            let mut words = given.flat_map(|v| v.to_str().unwrap_or_default().split(','));
-            words.any(|word| word.trim().eq_ignore_ascii_case(value))
-        };
-        let (Some(on_upgrade), true, true) = (
-            on_upgrade,
-            asks(UPGRADE, "websocket"),
-            asks(CONNECTION, "upgrade"),
-        ) else {
+        let (Some(on_upgrade), true) = (on_upgrade, is_websocket_request(headers)) else {
             let mut refusal = text(StatusCode::UPGRADE_REQUIRED, "WebSocket upgrade required");
             let headers = refusal.headers_mut();
             headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
@@ -129,7 +120,7 @@ impl Upgrade {
             return Err(Box::new(refusal));
         };
         let key = headers.get(SEC_WEBSOCKET_KEY);
-        let (Some(key), true) = (key, asks(SEC_WEBSOCKET_VERSION, "13")) else {
+        let (Some(key), true) = (key, has_word(headers, SEC_WEBSOCKET_VERSION, "13")) else {
             let mut refusal = text(StatusCode::BAD_REQUEST, "WebSocket version 13 required");
             let version = HeaderValue::from_static("13");
             refusal.headers_mut().insert(SEC_WEBSOCKET_VERSION, version);
@@ -176,6 +167,18 @@ impl Upgrade {
         });
         self.response
     }
+}
+
+/// Whether the client wants to go on as a WebSocket. Others, such as Java's HTTP client, offer to
+/// go on as something else.
+pub fn is_websocket_request(headers: &HeaderMap) -> bool {
+    has_word(headers, UPGRADE, "websocket") && has_word(headers, CONNECTION, "upgrade")
+}
+
+fn has_word(headers: &HeaderMap, name: HeaderName, word: &str) -> bool {
+    let values = headers.get_all(name).iter();
+    let mut words = values.flat_map(|v| v.to_str().unwrap_or_default().split(','));
+    words.any(|given| given.trim().eq_ignore_ascii_case(word))
 }
 
 async fn open(on_upgrade: OnUpgrade, settings: &Settings) -> Option<WebSocketStream<TcpStream>> {
