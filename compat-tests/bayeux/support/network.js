@@ -17,7 +17,7 @@ import { MOUNT } from './server.js';
  * @property {string} url `http://127.0.0.1:PORT/faye`
  * @property {() => void} cut resets every connection, and every new one until `mend`
  * @property {() => void} mend
- * @property {() => Connection[]} polls the connections on which a connect waits for its answer
+ * @property {() => Connection[]} polls the connections on which a connect waits for its answer, be it a request or a WebSocket
  *
  * @typedef {object} Connection
  * @property {() => void} reset towards both ends
@@ -30,7 +30,7 @@ export async function startNetwork(server) {
   const listener = createServer({ noDelay: true }, (client) => {
     if (isCut) return client.on('error', () => {}).resetAndDestroy();
     const upstream = connect({ port: server.port, host: '127.0.0.1', noDelay: true });
-    const connection = { awaited: '', lost: null, reset };
+    const connection = { awaited: '', isWebSocket: false, lost: null, reset };
     connections.add(connection);
 
     function reset() {
@@ -40,6 +40,7 @@ export async function startNetwork(server) {
     }
     client.on('data', (bytes) => {
       connection.awaited += bytes.toString('latin1');
+      connection.isWebSocket ||= /^Upgrade: websocket\r$/im.test(connection.awaited);
       upstream.write(bytes);
     });
     upstream.on('data', (bytes) => {
@@ -68,6 +69,6 @@ export async function startNetwork(server) {
     url: `http://127.0.0.1:${port}${MOUNT}`,
     cut: () => { isCut = true; resetAll(); },
     mend: () => { isCut = false; },
-    polls: () => [...connections].filter(({ awaited }) => awaited.includes('/meta/connect')),
+    polls: () => [...connections].filter(({ awaited, isWebSocket }) => isWebSocket || awaited.includes('/meta/connect')),
   };
 }

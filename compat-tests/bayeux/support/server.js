@@ -30,7 +30,7 @@ export const HOLD_SECS = 2;
  * @property {() => Promise<Server>} restart ends it and starts it again on the same port
  */
 export async function startServer({ holdSecs = HOLD_SECS } = {}) {
-  return IS_FAYE ? startFaye(holdSecs) : startBayeux({ bayeux: { hold_secs: holdSecs, session_lifetime_secs: 2 * holdSecs } });
+  return IS_FAYE ? startFaye(holdSecs) : startBayeux({ bayeux: { hold_secs: holdSecs, session_secs: 2 * holdSecs } });
 }
 
 /**
