@@ -82,7 +82,7 @@ export function scenarioInPage(transport, { isCrossOrigin = false } = {}) {
       return opened;
     }
 
-    for (const { title } of stepsToRun()) {
+    for (const { title } of stepsToRun(transport)) {
       test(title, { timeout: 60_000 }, async () => {
         page ??= await open();
         await page.evaluate((wanted) => window.runStep(wanted), title);
