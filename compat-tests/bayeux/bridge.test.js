@@ -19,8 +19,8 @@ const room = (prefix = '') => `${prefix}room${++names}`;
 function eventsOf(channel) {
   const events = [];
   channel.bind_global((event, data) => { if (!event.startsWith('pusher')) events.push([event, data]); });
-  events.until = (count) => until(() => events.length >= count, () => `${count} events, got ${JSON.stringify(events)}`).then(() => events);
-  return events;
+  const arrived = (count) => until(() => events.length >= count, () => `${count} events, got ${JSON.stringify(events)}`).then(() => events);
+  return Object.defineProperty(events, 'until', { value: arrived });
 }
 
 /** What the Faye client was delivered, as `[channel, data, ext]`. */

@@ -49,12 +49,14 @@ export function createWorld({ Faye, url, transport, holdMs, call }) {
     await until(() => all.every(isThere), `connecting by ${transport}`, holdMs + SOON_MS);
   }
 
-  /** Subscribes, resolves with the growing list of what the callback is given, rejects with Faye's error if the server refuses. */
+  /** Subscribes, resolves with the growing list of what the callback is given (`until(count, ms)`, `cancel()`), rejects with Faye's error if the server refuses. */
   function subscribe(subscriber, channel) {
     const got = [];
     const subscription = subscriber.subscribe(channel, (data) => got.push(data));
-    got.until = (count, ms) => until(() => got.length >= count, () => `${count} on ${channel}, got ${JSON.stringify(got)}`, ms).then(() => got);
-    got.cancel = () => subscription.cancel();
+    Object.defineProperties(got, {
+      until: { value: (count, ms) => until(() => got.length >= count, () => `${count} on ${channel}, got ${JSON.stringify(got)}`, ms).then(() => got) },
+      cancel: { value: () => subscription.cancel() },
+    });
     return settled(subscription).then(() => got);
   }
 
