@@ -2,9 +2,8 @@
 //! way to make two nodes of one cluster (which may be the same node twice).
 
 use std::collections::VecDeque;
-
 use std::sync::Arc;
-use std::task::Context;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -55,6 +54,7 @@ async fn check(make: impl Fn(FactSink) -> [Node; 2]) {
     the_member_limit_counts_users(cluster()).await;
     an_older_count_does_not_follow_a_newer_one(cluster()).await;
     occupied_channels_are_listed_and_counted(cluster()).await;
+    counts_hold_though_the_channel_was_empty_meanwhile(cluster()).await;
     a_last_event_is_kept_for_its_time(cluster()).await;
     watchers_learn_of_the_first_sign_in_and_the_last_sign_out(cluster()).await;
     terminating_closes_the_outboxes(cluster()).await;
@@ -265,6 +265,28 @@ async fn occupied_channels_are_listed_and_counted(cluster: Cluster) {
     assert_eq!(listed("r").await, [""; 0]);
 }
 
+/// The count of a leave that emptied the channel comes later than the next join.
+async fn counts_hold_though_the_channel_was_empty_meanwhile(cluster: Cluster) {
+    let [a, b] = &cluster.nodes;
+    let count = |connections, version| {
+        let body = Body::SubscriptionCount {
+            connections,
+            version,
+        };
+        a.backend.publish(a.event("room", body, None), None)
+    };
+    let (early, late) = (Peer::new(a), Peer::new(b));
+    early.subscribe(a, "room", None).await.unwrap();
+    let left = a.backend.leave(&channel("room"), early.id).await.unwrap();
+    let joined = late.join(b, "room", None, 0).await.unwrap();
+    late.acknowledge(b, "room", &joined);
+    count(left.connections, left.version).await;
+    count(joined.connections, joined.version).await;
+    assert_eq!(late.heard().last().unwrap(), "#1");
+    count(left.connections, left.version).await;
+    assert_eq!(late.heard(), [""; 0]);
+}
+
 async fn a_last_event_is_kept_for_its_time(cluster: Cluster) {
     let [a, b] = &cluster.nodes;
     let keep = Some(Duration::from_secs(60));
@@ -438,11 +460,11 @@ impl Peer {
         loop {
             let mut batch = VecDeque::new();
             match self.outbox.poll_take(&mut cx, &mut batch) {
-                std::task::Poll::Pending => return heard,
-                std::task::Poll::Ready(Ok(())) => {
+                Poll::Pending => return heard,
+                Poll::Ready(Ok(())) => {
                     heard.extend(batch.iter().map(|frame| frame.as_str().to_owned()));
                 }
-                std::task::Poll::Ready(Err(_)) => {
+                Poll::Ready(Err(_)) => {
                     heard.push("closed".to_owned());
                     return heard;
                 }
