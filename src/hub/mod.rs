@@ -20,6 +20,7 @@ mod presence;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use channel::{Audience, Channel};
@@ -51,6 +52,9 @@ pub struct Subscriber {
 pub struct Hub {
     shards: Vec<Mutex<HashMap<ChannelId, Channel>>>,
     hasher: RandomState,
+    /// Joins and leaves in all channels. A channel is forgotten with its last subscriber; one of
+    /// the same name must not begin with versions that were there before.
+    changes: AtomicU64,
 }
 
 /// The state of a channel right after a subscriber was added.
@@ -62,7 +66,7 @@ pub struct Arrival {
     pub new_member: bool,
     pub connections: u64,
     pub roster: Roster,
-    /// Counts the channel's joins and leaves.
+    /// Grows with every join and leave of the channel.
     pub version: u64,
 }
 
@@ -108,6 +112,7 @@ impl Hub {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
+            changes: AtomicU64::new(0),
         }
     }
 
@@ -122,11 +127,14 @@ impl Hub {
         members_max: usize,
     ) -> Result<Arrival, MemberLimitReached> {
         let mut shard = self.shard(id);
+        let version = self.next_version();
         match shard.entry(id.clone()) {
-            Entry::Occupied(mut channel) => channel.get_mut().join(subscriber, member, members_max),
+            Entry::Occupied(mut channel) => {
+                (channel.get_mut()).join(subscriber, member, members_max, version)
+            }
             Entry::Vacant(vacant) => {
                 let mut channel = Channel::default();
-                let arrival = channel.join(subscriber, member, members_max)?;
+                let arrival = channel.join(subscriber, member, members_max, version)?;
                 vacant.insert(channel);
                 Ok(arrival)
             }
@@ -151,7 +159,7 @@ impl Hub {
     pub fn leave(&self, id: &ChannelId, subscriber: SocketId) -> Option<Departure> {
         let mut shard = self.shard(id);
         let channel = shard.get_mut(id)?;
-        let departure = channel.leave(subscriber);
+        let departure = channel.leave(subscriber, self.next_version());
         if channel.is_unused() {
             shard.remove(id);
         }
@@ -220,6 +228,11 @@ impl Hub {
         }
         channel.hold_back(event);
         Some(channel.audience())
+    }
+
+    /// To be taken under the lock of the shard.
+    fn next_version(&self) -> u64 {
+        1 + self.changes.fetch_add(1, Ordering::Relaxed)
     }
 
     fn shard(&self, id: &ChannelId) -> MutexGuard<'_, HashMap<ChannelId, Channel>> {
