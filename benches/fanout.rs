@@ -86,6 +86,7 @@ impl Room {
                 name: "new-message".into(),
                 data: "x".repeat(DATA_BYTES).into(),
                 user_id: None,
+                ext: None,
             }),
         }
     }

@@ -3,6 +3,7 @@
 //! and then it names every problem at once.
 
 mod apps;
+mod bayeux;
 mod convert;
 mod problem;
 mod section;
@@ -27,6 +28,8 @@ pub struct Config {
     pub log: LogSettings,
     /// At least one. Ids and keys are distinct.
     pub apps: Vec<App>,
+    /// For each app what it says about Bayeux. Mounts are distinct.
+    pub bayeux: Vec<(AppId, crate::bayeux::Settings)>,
     /// What is allowed, but probably not meant.
     pub warnings: Vec<Problem>,
 }
@@ -77,6 +80,7 @@ impl Config {
             server: ServerSettings::default(),
             log: LogSettings::default(),
             apps: vec![development_app()],
+            bayeux: vec![development_bayeux()],
             warnings: Vec::new(),
         }
     }
@@ -114,6 +118,11 @@ impl Default for LogSettings {
 pub const DEVELOPMENT_APP_ID: &str = "app-id";
 pub const DEVELOPMENT_APP_KEY: &str = "app-key";
 pub const DEVELOPMENT_APP_SECRET: &str = "app-secret";
+
+fn development_bayeux() -> (AppId, crate::bayeux::Settings) {
+    let app_id = AppId::new(DEVELOPMENT_APP_ID);
+    (app_id, crate::bayeux::Settings::development())
+}
 
 fn development_app() -> App {
     App {

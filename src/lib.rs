@@ -13,6 +13,7 @@
 //! | [`backend`] | makes the hubs of all nodes one; the seam is one trait |
 //! | [`broker`] | the walks that all front ends share: subscribe, leave, publish, sign in |
 //! | [`pusher`] | front end: `/app/:key` |
+//! | [`bayeux`] | front end: what Faye and CometD clients speak |
 //! | [`rest`] | front end: the signed HTTP API, `/apps/:id/…` |
 //! | [`config`] | what the user wrote → a valid `Config` |
 //! | [`server`] | assembly: build everything, the URL table, listen, drain |
@@ -56,6 +57,7 @@
 pub mod config;
 pub mod server;
 
+pub mod bayeux;
 pub mod pusher;
 pub mod rest;
 

@@ -29,8 +29,9 @@ use crate::hub::Hub;
 use crate::model::Fact;
 use crate::model::ids::IdSource;
 use crate::transport::http::{Peer, text};
+use crate::transport::receipt::{Receipted, Receipts};
 use crate::transport::websocket::{self, is_websocket_request};
-use crate::{pusher, rest};
+use crate::{bayeux, pusher, rest};
 
 /// Facts that may wait for whoever tells the application.
 const FACTS_MAX: usize = 65_536;
@@ -45,6 +46,7 @@ pub struct Server {
     broker: Arc<Broker>,
     pusher: Arc<pusher::Front>,
     rest: Arc<rest::Front>,
+    bayeux: Arc<bayeux::Front>,
     settings: HttpSettings,
     shutdown_grace: Duration,
 }
@@ -63,6 +65,7 @@ impl Server {
         let Config {
             server: settings,
             apps,
+            bayeux,
             ..
         } = config;
         let listener = TcpListener::bind(settings.listen).await?;
@@ -86,6 +89,8 @@ impl Server {
             assume_protocol: settings.assume_protocol,
             outbox_bytes_max: settings.outbox_bytes_max,
         };
+        let write_timeout = settings.write_timeout;
+        let bayeux = bayeux::Front::start(bayeux, apps.clone(), broker.clone(), write_timeout);
         let rest = rest::Front {
             broker: broker.clone(),
             apps,
@@ -96,6 +101,7 @@ impl Server {
             broker,
             pusher: Arc::new(pusher),
             rest: Arc::new(rest),
+            bayeux: Arc::new(bayeux),
             settings: HttpSettings {
                 head_timeout: settings.handshake_timeout,
                 path_prefix: settings.path_prefix.into(),
@@ -128,7 +134,8 @@ impl Server {
     }
 
     async fn accept(&self) {
-        let routes = routes(self.pusher.clone(), self.rest.clone());
+        let (pusher, rest) = (self.pusher.clone(), self.rest.clone());
+        let routes = routes(pusher, rest, self.bayeux.clone());
         loop {
             match self.listener.accept().await {
                 Ok((stream, address)) => {
@@ -158,19 +165,22 @@ where
     };
     let service = TowerToHyperService::new(warp::service(routes));
     let prefix = settings.path_prefix;
+    let receipts = Receipts::default();
+    let stream = Receipted::new(stream, receipts.clone());
     let has_asked = Arc::new(AtomicBool::new(false));
     let asks = has_asked.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         asks.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(receipts.clone());
         strip_prefix(&mut request, &prefix);
         hyper::service::Service::call(&service, request)
     });
+    // A peer that shuts its side down has given its request up: a poll held for it ends at once.
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(KEEP_ALIVE)
         .max_buf_size(HTTP_BUFFER_BYTES)
-        .half_close(true)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut served = pin!(served);
@@ -202,6 +212,7 @@ fn strip_prefix(request: &mut Request<Incoming>, prefix: &str) {
 fn routes(
     pusher: Arc<pusher::Front>,
     rest: Arc<rest::Front>,
+    bayeux: Arc<bayeux::Front>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible, Future: Send> + Clone + Send + Sync {
     let pusher = warp::any().map(move || pusher.clone());
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
@@ -230,7 +241,9 @@ fn routes(
             }
         });
     let nobodys = warp::any().map(|| text(StatusCode::NOT_FOUND, "NOT FOUND"));
-    (app.or(nobodys_websocket).unify())
+    (app.or(bayeux::routes(bayeux)).unify())
+        .or(nobodys_websocket)
+        .unify()
         .or(rest::routes(rest))
         .unify()
         .or(nobodys)

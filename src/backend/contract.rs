@@ -61,6 +61,8 @@ async fn check(make: impl Fn(FactSink) -> [Node; 2]) {
     what_is_the_last_event_has_been_handed_over(cluster()).await;
     watchers_learn_of_the_first_sign_in_and_the_last_sign_out(cluster()).await;
     terminating_closes_the_outboxes(cluster()).await;
+    a_pattern_is_served_once_and_counts_nowhere(cluster()).await;
+    patterns_and_names_see_one_order(cluster()).await;
 }
 
 async fn an_event_reaches_all_but_the_excepted(cluster: Cluster) {
@@ -161,7 +163,9 @@ async fn a_user_joins_and_leaves_once(mut cluster: Cluster) {
     assert!(first.version < second.version);
     assert_eq!(names(&second), ["u", "w"]);
     assert_eq!(second.connections, 3);
-    assert_eq!(b.backend.user_ids(&room).await, ["u".into(), "w".into()]);
+    let members = b.backend.members(&room).await;
+    let user_ids: Vec<_> = members.iter().map(|member| &*member.user_id).collect();
+    assert_eq!(user_ids, ["u", "w"]);
     b.backend.leave(&room, two.id).await;
     assert_eq!(watcher.heard(), ["ack", "+u"]);
     a.backend.leave(&room, one.id).await;
@@ -374,6 +378,74 @@ async fn terminating_closes_the_outboxes(cluster: Cluster) {
     }
 }
 
+async fn a_pattern_is_served_once_and_counts_nowhere(mut cluster: Cluster) {
+    let [a, b] = cluster.nodes.clone();
+    let (one, two) = (Peer::new(&a), Peer::new(&b));
+    one.subscribe_to_pattern(&a, "a.*").await;
+    two.subscribe_to_pattern(&b, "a.*").await;
+    two.subscribe_to_pattern(&b, "**").await;
+    two.subscribe(&b, "a.x", None).await.unwrap();
+    cluster.facts();
+    b.say("a.x", "1", None).await;
+    a.say("a.y", "2", None).await;
+    a.say("b.x", "3", None).await;
+    a.say("a.y", "4", Some(two.id)).await;
+    assert_eq!(one.heard(), ["1", "2", "4"]);
+    assert_eq!(two.heard(), ["ack", "1", "2", "3"]);
+    assert!(a.backend.occupancy(&channel("a.y")).await.is_none());
+    let counted = b.backend.occupancy(&channel("a.x")).await;
+    assert_eq!(counted.unwrap().connections, 1);
+
+    // Whoever still waits for the acknowledgement gets an event that matches behind it, once.
+    let joined = one.join(&a, "a.x", None, 0).await.unwrap();
+    b.say("a.x", "5", None).await;
+    one.acknowledge(&a, "a.x", &joined);
+    assert_eq!(one.heard(), ["ack", "5"]);
+
+    let app = AppId::new("1");
+    (a.backend.leave_pattern(&app, "a.*", one.id)).await;
+    (a.backend.leave(&channel("a.x"), one.id)).await;
+    (b.backend.leave_pattern(&app, "a.*", two.id)).await;
+    b.say("a.x", "6", None).await;
+    (b.backend.leave_pattern(&app, "**", two.id)).await;
+    b.say("a.x", "7", None).await;
+    b.say("a.y", "8", None).await;
+    assert_eq!(one.heard(), [""; 0]);
+    assert_eq!(two.heard(), ["5", "6", "7"]);
+    assert_eq!(cluster.facts(), [""; 0]);
+}
+
+async fn patterns_and_names_see_one_order(cluster: Cluster) {
+    let peers: Vec<_> = (0..20).map(|n| Peer::new(&cluster.nodes[n % 2])).collect();
+    for (n, peer) in peers.iter().enumerate() {
+        let node = &cluster.nodes[n % 2];
+        match n % 4 {
+            0 => peer.subscribe_to_pattern(node, "a.*").await,
+            1 => peer.subscribe_to_pattern(node, "**").await,
+            _ => drop(peer.subscribe(node, "a.room", None).await.unwrap()),
+        }
+    }
+    let publishers = (0..4).map(|from| {
+        let node = cluster.nodes[from % 2].clone();
+        tokio::spawn(async move {
+            for n in 0..100 {
+                node.say("a.room", &format!("{from}-{n}"), None).await;
+            }
+        })
+    });
+    join_all(publishers).await;
+    let heard = |peer: &Peer| {
+        let mut heard = peer.heard();
+        heard.retain(|event| event != "ack");
+        heard
+    };
+    let first = heard(&peers[0]);
+    assert_eq!(first.len(), 400);
+    for peer in &peers[1..] {
+        assert_eq!(heard(peer), first);
+    }
+}
+
 impl Node {
     fn event(&self, name: &str, body: Body, except: Option<SocketId>) -> Event {
         let (id, channel) = (self.ids.event_id(), channel(name));
@@ -437,6 +509,30 @@ impl Peer {
         Ok(joined)
     }
 
+    /// Patterns of this test: `**` for all, `a.*` for what follows `a.`.
+    async fn subscribe_to_pattern(&self, node: &Node, pattern: &str) {
+        let expansion = |name: &ChannelName| {
+            let (first, _) = name.as_str().split_once('.').unwrap_or_default();
+            vec!["**".to_owned(), format!("{first}.*")]
+        };
+        (node.backend)
+            .join_pattern(
+                &AppId::new("1"),
+                pattern,
+                Arc::new(expansion),
+                self.subscriber(),
+            )
+            .await;
+    }
+
+    fn subscriber(&self) -> Subscriber {
+        Subscriber {
+            id: self.id,
+            outbox: self.outbox.clone(),
+            encoding: &PLAIN,
+        }
+    }
+
     async fn join(
         &self,
         node: &Node,
@@ -460,13 +556,8 @@ impl Peer {
                 user_info: None,
             })
         });
-        let subscriber = Subscriber {
-            id: self.id,
-            outbox: self.outbox.clone(),
-            encoding: &PLAIN,
-        };
         let joining = Joining {
-            subscriber,
+            subscriber: self.subscriber(),
             member,
             members_max,
         };
@@ -538,6 +629,7 @@ fn message(data: &str) -> Message {
         name: "e".into(),
         data: data.into(),
         user_id: None,
+        ext: None,
     }
 }
 

@@ -8,10 +8,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Backend, Done, FactSink, Joined, Joining, LastEvent, Left};
-use crate::hub::{Hub, MemberLimitReached, Occupancy};
+use crate::hub::{Expansion, Hub, MemberLimitReached, Occupancy, Subscriber};
 use crate::model::ids::IdSource;
 use crate::model::{
-    AppId, Body, ChannelId, ChannelName, Event, EventId, FactKind, SocketId, UserId,
+    AppId, Body, ChannelId, ChannelName, Event, EventId, FactKind, Member, SocketId, UserId,
 };
 
 /// Last events kept for all channels together; beyond it the oldest goes.
@@ -98,7 +98,7 @@ impl Backend for Memory {
             let who = subscriber.id;
             let _in_order = self.stripe(channel).lock().await;
             let arrival = (self.hub).join(channel, subscriber, member.clone(), members_max)?;
-            let version = arrival.version;
+            let (version, users) = (arrival.version, arrival.users);
             if arrival.first {
                 self.facts.state(channel, FactKind::ChannelOccupied);
                 self.tell_watchers(channel, |user_id| Body::UserOnline { user_id })
@@ -109,7 +109,11 @@ impl Backend for Memory {
             {
                 let user_id = member.user_id.clone();
                 self.facts.state(channel, FactKind::MemberAdded { user_id });
-                let added = Body::MemberAdded { member, version };
+                let added = Body::MemberAdded {
+                    member,
+                    users,
+                    version,
+                };
                 self.tell(channel.clone(), Some(who), added).await;
             }
             Ok(Joined {
@@ -124,7 +128,7 @@ impl Backend for Memory {
         Box::pin(async move {
             let _in_order = self.stripe(channel).lock().await;
             let departure = self.hub.leave(channel, who)?;
-            let version = departure.version;
+            let (version, users) = (departure.version, departure.users);
             if let Some(member) = departure.member_gone {
                 let user_id = member.user_id.clone();
                 let fact_user_id = user_id.clone();
@@ -134,7 +138,11 @@ impl Backend for Memory {
                         user_id: fact_user_id,
                     },
                 );
-                let removed = Body::MemberRemoved { user_id, version };
+                let removed = Body::MemberRemoved {
+                    user_id,
+                    users,
+                    version,
+                };
                 self.tell(channel.clone(), Some(who), removed).await;
             }
             if departure.last {
@@ -147,6 +155,27 @@ impl Backend for Memory {
                 version,
             })
         })
+    }
+
+    fn join_pattern<'a>(
+        &'a self,
+        app: &'a AppId,
+        pattern: &'a str,
+        expansion: Expansion,
+        subscriber: Subscriber,
+    ) -> Done<'a, ()> {
+        (self.hub).join_pattern(app, pattern, expansion, subscriber);
+        now(())
+    }
+
+    fn leave_pattern<'a>(
+        &'a self,
+        app: &'a AppId,
+        pattern: &'a str,
+        who: SocketId,
+    ) -> Done<'a, ()> {
+        self.hub.leave_pattern(app, pattern, who);
+        now(())
     }
 
     fn channels<'a>(
@@ -165,8 +194,8 @@ impl Backend for Memory {
         now(self.hub.occupancy(channel))
     }
 
-    fn user_ids<'a>(&'a self, channel: &'a ChannelId) -> Done<'a, Vec<UserId>> {
-        now(self.hub.user_ids(channel))
+    fn members<'a>(&'a self, channel: &'a ChannelId) -> Done<'a, Vec<Arc<Member>>> {
+        now(self.hub.members(channel))
     }
 
     fn last_event<'a>(&'a self, channel: &'a ChannelId) -> Done<'a, Option<LastEvent>> {
@@ -235,6 +264,7 @@ mod tests {
                 name: "e".into(),
                 data: "{}".into(),
                 user_id: None,
+                ext: None,
             }),
         }
     }

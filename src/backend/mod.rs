@@ -16,8 +16,8 @@ use std::time::Duration;
 pub use facts::{FactSink, fact_queue};
 pub use memory::Memory;
 
-use crate::hub::{MemberLimitReached, Occupancy, Roster, Subscriber};
-use crate::model::{AppId, ChannelId, ChannelName, Event, Member, SocketId, UserId};
+use crate::hub::{Expansion, MemberLimitReached, Occupancy, Roster, Subscriber};
+use crate::model::{AppId, ChannelId, ChannelName, Event, Member, SocketId};
 
 /// One allocation for each operation, never for each recipient.
 pub type Done<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -39,6 +39,19 @@ pub trait Backend: Send + Sync {
     /// not subscribed.
     fn leave<'a>(&'a self, channel: &'a ChannelId, who: SocketId) -> Done<'a, Option<Left>>;
 
+    /// Subscribes to every channel of the app that the pattern matches, now or later; see
+    /// [`crate::hub::Hub::join_pattern`]. Nobody is told, and it counts nowhere.
+    fn join_pattern<'a>(
+        &'a self,
+        app: &'a AppId,
+        pattern: &'a str,
+        expansion: Expansion,
+        subscriber: Subscriber,
+    ) -> Done<'a, ()>;
+
+    fn leave_pattern<'a>(&'a self, app: &'a AppId, pattern: &'a str, who: SocketId)
+    -> Done<'a, ()>;
+
     /// The app's occupied channels whose names start with `prefix`, in the order of their names.
     fn channels<'a>(
         &'a self,
@@ -49,8 +62,8 @@ pub trait Backend: Send + Sync {
     /// `None` for a channel without subscribers.
     fn occupancy<'a>(&'a self, channel: &'a ChannelId) -> Done<'a, Option<Occupancy>>;
 
-    /// The distinct users of a presence channel.
-    fn user_ids<'a>(&'a self, channel: &'a ChannelId) -> Done<'a, Vec<UserId>>;
+    /// The distinct users of a presence channel, in the order of their ids.
+    fn members<'a>(&'a self, channel: &'a ChannelId) -> Done<'a, Vec<Arc<Member>>>;
 
     fn last_event<'a>(&'a self, channel: &'a ChannelId) -> Done<'a, Option<LastEvent>>;
 }

@@ -3,20 +3,22 @@
 
 mod admission;
 mod counts;
+mod rate;
 mod users;
 
 use std::sync::Arc;
 
 pub use admission::{Admission, OverQuota};
 use counts::Counts;
+pub use rate::Rate;
 
 use crate::apps::App;
 use crate::backend::{Backend, FactSink, Joining, LastEvent};
-use crate::hub::{Acknowledgement, Hub, MemberLimitReached, Occupancy, Outbox, Roster, Subscriber};
-use crate::model::ids::IdSource;
-use crate::model::{
-    Body, ChannelId, ChannelName, Event, FactKind, Member, Message, SocketId, UserId,
+use crate::hub::{
+    Acknowledgement, Expansion, Hub, MemberLimitReached, Occupancy, Outbox, Roster, Subscriber,
 };
+use crate::model::ids::IdSource;
+use crate::model::{Body, ChannelId, ChannelName, Event, FactKind, Member, Message, SocketId};
 
 pub struct Broker {
     hub: Arc<Hub>,
@@ -136,13 +138,15 @@ impl Broker {
         self.backend.publish(event, keep).await;
     }
 
-    /// Publishes what a client sent, to all but that client. Never remembered.
+    /// Publishes what a client sent. Never remembered. `sender` is absent for a Bayeux client
+    /// without a session; `except` is the sender where it does not want its own event back.
     pub async fn client_event(
         &self,
         app: &App,
         channel: &ChannelName,
         message: Message,
-        sender: SocketId,
+        sender: Option<SocketId>,
+        except: Option<SocketId>,
     ) {
         let fact = FactKind::ClientEvent {
             name: message.name.clone(),
@@ -150,9 +154,27 @@ impl Broker {
             socket_id: sender,
             user_id: message.user_id.clone(),
         };
-        let event = self.event(app, channel, Some(sender), Body::Message(message));
+        let event = self.event(app, channel, except, Body::Message(message));
         self.facts.state(&event.channel, fact);
         self.backend.publish(event, None).await;
+    }
+
+    /// Subscribes to every channel of the app that the pattern matches; see
+    /// [`Hub::join_pattern`].
+    pub async fn subscribe_pattern(
+        &self,
+        app: &App,
+        pattern: &str,
+        expansion: Expansion,
+        subscriber: Subscriber,
+    ) {
+        (self.backend)
+            .join_pattern(&app.id, pattern, expansion, subscriber)
+            .await;
+    }
+
+    pub async fn unsubscribe_pattern(&self, app: &App, pattern: &str, who: SocketId) {
+        self.backend.leave_pattern(&app.id, pattern, who).await;
     }
 
     /// The app's occupied channels that applications are told about, by name.
@@ -168,10 +190,10 @@ impl Broker {
         self.backend.occupancy(&id).await
     }
 
-    /// The distinct users of a presence channel.
-    pub async fn user_ids(&self, app: &App, channel: &ChannelName) -> Vec<UserId> {
+    /// The distinct users of a presence channel, in the order of their ids.
+    pub async fn members(&self, app: &App, channel: &ChannelName) -> Vec<Arc<Member>> {
         let id = ChannelId::new(&app.id, channel);
-        self.backend.user_ids(&id).await
+        self.backend.members(&id).await
     }
 
     pub async fn last_event(&self, app: &App, channel: &ChannelName) -> Option<LastEvent> {

@@ -6,12 +6,14 @@ use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::bayeux::{BayeuxDraft, bayeux};
 use super::problem::{Problem, Site};
 use super::section::{Reading, Section};
 use super::written::{Sited, Written};
-use super::{DEVELOPMENT_APP_SECRET, ServerSettings, development_app};
+use super::{DEVELOPMENT_APP_SECRET, ServerSettings, development_app, development_bayeux};
 use crate::apps::{App, AppKey, CHANNEL_NAME_CHARS_MAX, Features, Limits, OriginPattern};
 use crate::auth::Secret;
+use crate::bayeux;
 use crate::model::AppId;
 
 /// An app as it was written, before it is compared with the others.
@@ -23,6 +25,7 @@ pub(super) struct Draft {
     features: Features,
     limits: Limits,
     allowed_origins: Vec<OriginPattern>,
+    bayeux: Option<BayeuxDraft>,
 }
 
 struct DraftKey {
@@ -46,6 +49,7 @@ pub(super) fn drafts(root: &mut Section, written: &Written, server: &ServerSetti
                 features: Features::default(),
                 limits: Limits::default(),
                 allowed_origins: Vec::new(),
+                bayeux: None,
             }),
         }
     }
@@ -72,7 +76,7 @@ pub(super) fn apps(
     reading: &Reading,
     drafts: Vec<Draft>,
     listen: Option<&Sited<SocketAddr>>,
-) -> Vec<App> {
+) -> (Vec<App>, Vec<(AppId, bayeux::Settings)>) {
     let exposed = listen.filter(|listen| !listen.value.ip().to_canonical().is_loopback());
     let refuse_well_known = |site: &Site, address: SocketAddr| {
         reading.note(
@@ -87,16 +91,27 @@ pub(super) fn apps(
         if let Some(listen) = exposed {
             refuse_well_known(&listen.site, listen.value);
         }
-        return vec![development_app()];
+        return (vec![development_app()], vec![development_bayeux()]);
     }
 
     let mut ids = HashMap::new();
     let mut keys = HashMap::new();
+    let mut mounts = HashMap::new();
     for draft in &drafts {
         let id = &draft.id;
         if let Some(first) = ids.insert(&id.value, &id.site) {
             let what = format!("the app id {:?} is already taken: {first}", id.value);
             reading.note(&id.site, what, "give each app an id of its own");
+        }
+        for mount in draft.bayeux.iter().flat_map(|bayeux| &bayeux.mounts) {
+            if let Some(first) = mounts.insert(&mount.value, &mount.site) {
+                let what = format!("this path is already a mount: {first}");
+                reading.note(
+                    &mount.site,
+                    what,
+                    "give each path once, and to one app only",
+                );
+            }
         }
         for DraftKey { key, secret } in &draft.keys {
             if let Some(first) = keys.insert(&key.value, &key.site) {
@@ -108,11 +123,11 @@ pub(super) fn apps(
             }
         }
     }
-    drafts.into_iter().map(Draft::into_app).collect()
+    drafts.into_iter().map(Draft::into_app).unzip()
 }
 
 impl Draft {
-    fn into_app(self) -> App {
+    fn into_app(self) -> (App, (AppId, bayeux::Settings)) {
         let keys = self
             .keys
             .into_iter()
@@ -120,15 +135,19 @@ impl Draft {
                 key: key.value,
                 secret: Secret::new(&secret.value),
             });
-        App {
-            id: AppId::new(&self.id.value),
+        let id = AppId::new(&self.id.value);
+        let bayeux = self.bayeux.map(|bayeux| bayeux.settings);
+        let bayeux = (id.clone(), bayeux.unwrap_or_default());
+        let app = App {
+            id,
             name: self.name,
             enabled: self.enabled,
             keys: keys.collect(),
             features: self.features,
             limits: self.limits,
             allowed_origins: self.allowed_origins,
-        }
+        };
+        (app, bayeux)
     }
 }
 
@@ -146,6 +165,7 @@ fn draft(app: &mut Section, server: &ServerSettings) -> Option<Draft> {
     let features = features(app);
     let allowed_origins = allowed_origins(app);
     let limits = app.table("limits", "[apps.limits]", |table| limits(table, server));
+    let bayeux = Some(bayeux(app));
     Some(Draft {
         id: id?,
         name,
@@ -154,6 +174,7 @@ fn draft(app: &mut Section, server: &ServerSettings) -> Option<Draft> {
         features,
         limits,
         allowed_origins,
+        bayeux,
     })
 }
 

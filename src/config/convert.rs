@@ -15,7 +15,7 @@ impl Config {
     /// Flags and environment variables beat the file, the file beats the defaults.
     pub fn from_written(written: &Written) -> Result<Self, Problems> {
         let reading = Reading::of(written.file.as_ref());
-        let (server, log, apps, warnings) = reading.root(|root| {
+        let (server, log, (apps, bayeux), warnings) = reading.root(|root| {
             let listen = listen(root, written);
             let server = server_settings(root, listen.as_ref());
             let log = log_settings(root, written);
@@ -30,6 +30,7 @@ impl Config {
                 server,
                 log,
                 apps,
+                bayeux,
                 warnings,
             });
         }

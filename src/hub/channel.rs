@@ -3,25 +3,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::audience::{Audience, Parcel};
 use super::presence::Presence;
 use super::{
-    Acknowledgement, Arrival, Closing, Departure, Encoding, MemberLimitReached, Occupancy, Outbox,
-    Parcel, Subscriber,
+    Acknowledgement, Arrival, Closing, Departure, MemberLimitReached, Occupancy, Subscriber,
 };
-use crate::model::{Body, Event, Member, SocketId, UserId};
+use crate::model::{Body, Event, Member, SocketId};
 
 /// What may come for one subscriber before its acknowledgement.
 const HELD_EVENTS_MAX: usize = 4096;
-
-/// The subscribers at one moment, grouped by wire format. Immutable and shared.
-pub struct Audience {
-    pub groups: Vec<Group>,
-}
-
-pub struct Group {
-    pub encoding: &'static dyn Encoding,
-    pub outboxes: Vec<(SocketId, Arc<Outbox>)>,
-}
 
 #[derive(Default)]
 pub struct Channel {
@@ -69,6 +59,7 @@ impl Channel {
             first,
             new_member,
             connections: self.subscriptions.len() as u64,
+            users: self.presence.len() as u64,
             roster,
             version,
         })
@@ -114,6 +105,7 @@ impl Channel {
             last: self.subscriptions.is_empty(),
             member_gone,
             connections: self.subscriptions.len() as u64,
+            users: self.presence.len() as u64,
             version,
         })
     }
@@ -146,27 +138,17 @@ impl Channel {
         if let Some(audience) = &self.audience {
             return audience.clone();
         }
-        let mut groups: Vec<Group> = Vec::new();
-        for (id, Subscription { subscriber, .. }) in &self.subscriptions {
-            if self.pending.contains_key(id) {
-                continue;
-            }
-            let entry = (*id, subscriber.outbox.clone());
-            let name = subscriber.encoding.name();
-            match groups
-                .iter_mut()
-                .find(|group| group.encoding.name() == name)
-            {
-                Some(group) => group.outboxes.push(entry),
-                None => groups.push(Group {
-                    encoding: subscriber.encoding,
-                    outboxes: vec![entry],
-                }),
-            }
-        }
-        let audience = Arc::new(Audience { groups });
+        let acknowledged = (self.subscriptions.iter())
+            .filter(|(id, _)| !self.pending.contains_key(id))
+            .map(|(_, subscription)| &subscription.subscriber);
+        let audience = Arc::new(Audience::of(acknowledged));
         self.audience = Some(audience.clone());
         audience
+    }
+
+    /// Those who get their copy once they are acknowledged.
+    pub fn pending_ids(&self) -> Vec<SocketId> {
+        self.pending.keys().copied().collect()
     }
 
     /// `None` when nobody is subscribed.
@@ -180,8 +162,8 @@ impl Channel {
         })
     }
 
-    pub fn user_ids(&self) -> Vec<UserId> {
-        self.presence.user_ids()
+    pub fn members(&self) -> Vec<Arc<Member>> {
+        self.presence.roster()
     }
 
     /// Whoever delivers keeps this while it does, and with it the channel's place in the table.

@@ -13,8 +13,10 @@
 //! A pending subscriber counts as subscribed, but receives nothing before its acknowledgement;
 //! what came meanwhile follows right behind it. So nothing is missed and nothing comes early.
 
+mod audience;
 mod channel;
 mod outbox;
+mod patterns;
 mod presence;
 
 use std::collections::HashMap;
@@ -23,15 +25,16 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use channel::{Audience, Channel};
+use audience::{Audience, HandOver};
+use channel::Channel;
 pub use outbox::{Closing, Frame, Outbox};
+pub use patterns::Expansion;
+use patterns::Patterns;
 pub use presence::Roster;
 
-use crate::model::{AppId, Body, ChannelId, Event, EventId, Member, SocketId, UserId};
+use crate::model::{AppId, ChannelId, Event, EventId, Member, SocketId};
 
 const SHARDS: usize = 64;
-/// After so many pushes a delivery lets other tasks run.
-const PUSHES_BEFORE_YIELD: usize = 1024;
 
 /// A wire format, given by a front end.
 pub trait Encoding: Sync {
@@ -52,6 +55,7 @@ pub struct Subscriber {
 pub struct Hub {
     shards: Vec<Mutex<HashMap<ChannelId, Channel>>>,
     hasher: RandomState,
+    patterns: Patterns,
     /// Joins and leaves in all channels. A channel is forgotten with its last subscriber; one of
     /// the same name must not begin with versions that were there before.
     changes: AtomicU64,
@@ -65,6 +69,8 @@ pub struct Arrival {
     /// The subscriber's user was not in the roster before.
     pub new_member: bool,
     pub connections: u64,
+    /// Distinct users in the roster.
+    pub users: u64,
     pub roster: Roster,
     /// Grows with every join and leave of the channel.
     pub version: u64,
@@ -78,6 +84,8 @@ pub struct Departure {
     /// The user, if this was its last connection in the channel.
     pub member_gone: Option<Arc<Member>>,
     pub connections: u64,
+    /// Distinct users in the roster.
+    pub users: u64,
     pub version: u64,
 }
 
@@ -112,6 +120,7 @@ impl Hub {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
+            patterns: Patterns::default(),
             changes: AtomicU64::new(0),
         }
     }
@@ -166,21 +175,41 @@ impl Hub {
         departure
     }
 
-    /// Hands the event to everyone subscribed here. Returns when it is in every outbox.
+    /// Adds a subscriber to every channel of the app that the pattern matches, now or later. It
+    /// counts in none of them. `expansion` is the same for all patterns of an app.
+    pub fn join_pattern(
+        &self,
+        app: &AppId,
+        pattern: &str,
+        expansion: Expansion,
+        subscriber: Subscriber,
+    ) {
+        self.patterns.join(app, pattern, expansion, subscriber);
+    }
+
+    /// Whether it was subscribed.
+    pub fn leave_pattern(&self, app: &AppId, pattern: &str, subscriber: SocketId) -> bool {
+        self.patterns.leave(app, pattern, subscriber)
+    }
+
+    /// Hands the event to everyone subscribed here, by name or by pattern, once. Returns when it
+    /// is in every outbox.
     ///
     /// Deliveries to one channel take turns, so that all its subscribers see one order. The turn
     /// is no lock around data: joining, leaving and other channels do not wait for it.
     pub async fn deliver(&self, event: Event) {
-        let Some(turns) = self
-            .shard(&event.channel)
-            .get(&event.channel)
-            .map(Channel::turns)
-        else {
+        let has_patterns = self.patterns.has_any(&event.channel.app);
+        let Some(turns) = self.turns(&event.channel, has_patterns) else {
             return;
         };
         let turn = turns.lock().await;
-        if let Some(audience) = self.audience(&event) {
-            hand_over(&event, &audience).await;
+        if let Some(snapshot) = self.snapshot(&event, has_patterns) {
+            let mut hand_over = HandOver::of(&event);
+            hand_over.to(&snapshot.audience, |_| false).await;
+            if has_patterns {
+                self.deliver_to_patterns(&mut hand_over, &event.channel, snapshot)
+                    .await;
+            }
         }
         drop(turn);
         drop(turns);
@@ -196,11 +225,9 @@ impl Hub {
         self.shard(id).get(id).and_then(Channel::occupancy)
     }
 
-    /// The ids of the users in a presence channel, in the order of their text.
-    pub fn user_ids(&self, id: &ChannelId) -> Vec<UserId> {
-        self.shard(id)
-            .get(id)
-            .map_or_else(Vec::new, Channel::user_ids)
+    /// The users in a presence channel, in the order of their ids.
+    pub fn members(&self, id: &ChannelId) -> Vec<Arc<Member>> {
+        (self.shard(id).get(id)).map_or_else(Vec::new, Channel::members)
     }
 
     /// The app's occupied channels whose names start with `prefix`, in no order.
@@ -219,15 +246,49 @@ impl Hub {
         found
     }
 
-    /// The snapshot to deliver to; pending subscribers get their copy to hold back.
-    fn audience(&self, event: &Event) -> Option<Arc<Audience>> {
+    /// `None` for a channel that nobody can be subscribed to. With `has_patterns` a channel
+    /// without subscribers has a place in the table too, for as long as it is delivered to.
+    fn turns(&self, id: &ChannelId, has_patterns: bool) -> Option<Arc<tokio::sync::Mutex<()>>> {
+        let mut shard = self.shard(id);
+        match has_patterns {
+            true => Some(shard.entry(id.clone()).or_default().turns()),
+            false => shard.get(id).map(Channel::turns),
+        }
+    }
+
+    /// Whom to deliver to; pending subscribers get their copy to hold back.
+    fn snapshot(&self, event: &Event, has_patterns: bool) -> Option<Snapshot> {
         let mut shard = self.shard(&event.channel);
         let channel = shard.get_mut(&event.channel)?;
         if channel.is_outdated(event) {
             return None;
         }
         channel.hold_back(event);
-        Some(channel.audience())
+        Some(Snapshot {
+            audience: channel.audience(),
+            pending: match has_patterns {
+                true => channel.pending_ids(),
+                false => Vec::new(),
+            },
+        })
+    }
+
+    /// Within the same turn, so that these subscribers see the channel's order too.
+    async fn deliver_to_patterns(
+        &self,
+        hand_over: &mut HandOver<'_>,
+        channel: &ChannelId,
+        snapshot: Snapshot,
+    ) {
+        let audiences = self.patterns.audiences(channel);
+        for (nth, audience) in audiences.iter().enumerate() {
+            let served = |id| {
+                snapshot.audience.contains(id)
+                    || snapshot.pending.contains(&id)
+                    || audiences[..nth].iter().any(|earlier| earlier.contains(id))
+            };
+            hand_over.to(audience, served).await;
+        }
     }
 
     /// To be taken under the lock of the shard.
@@ -240,45 +301,11 @@ impl Hub {
     }
 }
 
-async fn hand_over(event: &Event, audience: &Audience) {
-    let mut pushes = 0;
-    for group in &audience.groups {
-        let Some(parcel) = Parcel::of(event, group.encoding) else {
-            continue;
-        };
-        for (id, outbox) in &group.outboxes {
-            if event.except == Some(*id) {
-                continue;
-            }
-            parcel.give(outbox);
-            pushes += 1;
-            if pushes % PUSHES_BEFORE_YIELD == 0 {
-                tokio::task::yield_now().await;
-            }
-        }
-    }
-}
-
-/// What an event is to the outboxes of one wire format.
-enum Parcel {
-    Frame(Frame),
-    Closing(Closing),
-}
-
-impl Parcel {
-    fn of(event: &Event, encoding: &dyn Encoding) -> Option<Self> {
-        match event.body {
-            Body::Terminate => Some(Self::Closing(Closing::Terminated)),
-            _ => encoding.encode(event).map(Self::Frame),
-        }
-    }
-
-    fn give(&self, outbox: &Outbox) {
-        match self {
-            Self::Frame(frame) => outbox.push(frame.clone()),
-            Self::Closing(why) => outbox.close(*why),
-        }
-    }
+/// Who is subscribed to a channel by its name.
+struct Snapshot {
+    audience: Arc<Audience>,
+    /// Asked for only where patterns might serve them too.
+    pending: Vec<SocketId>,
 }
 
 /// A poisoned lock is taken all the same: what it guards is changed in single steps that cannot

@@ -1,7 +1,8 @@
-//! Everything that one peer is to receive, in order, bounded in bytes.
+//! Everything that one peer is to receive, in order, bounded in bytes and perhaps in number.
 //!
 //! Pushing never waits. The owner, one task that writes to the peer, takes all that is there at
-//! once, so a burst costs one wake-up. An outbox whose owner does not keep up closes itself.
+//! once, so a burst costs one wake-up. An outbox whose owner does not keep up closes itself. It
+//! may have one owner after another: what the first could not write, it puts back.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -50,6 +51,7 @@ pub enum Closing {
 
 pub struct Outbox {
     bytes_max: usize,
+    frames_max: usize,
     state: Mutex<State>,
 }
 
@@ -66,8 +68,14 @@ struct State {
 
 impl Outbox {
     pub fn new(bytes_max: usize) -> Self {
+        Self::bounded(bytes_max, usize::MAX)
+    }
+
+    /// `frames_max` is how many may wait.
+    pub fn bounded(bytes_max: usize, frames_max: usize) -> Self {
         Self {
             bytes_max,
+            frames_max,
             state: Mutex::default(),
         }
     }
@@ -79,7 +87,7 @@ impl Outbox {
         }
         let was_empty = state.frames.is_empty();
         state.bytes += frame.cost_bytes();
-        if state.bytes > self.bytes_max {
+        if state.bytes > self.bytes_max || state.frames.len() >= self.frames_max {
             state.frames = VecDeque::new();
             state.closing = Some(Closing::Slow);
         } else {
@@ -124,6 +132,36 @@ impl Outbox {
         }
         state.owner = Some(cx.waker().clone());
         Poll::Pending
+    }
+
+    /// For the owner: all that it took is written. Taking more says so too.
+    pub fn written(&self) {
+        let mut state = self.state();
+        state.bytes -= mem::take(&mut state.taken_bytes);
+    }
+
+    /// For the owner: returns to the front what it took last and could not write.
+    pub fn put_back(&self, frames: &mut VecDeque<Frame>) {
+        let mut state = self.state();
+        if state.closing == Some(Closing::Slow) {
+            frames.clear();
+            return;
+        }
+        state.taken_bytes = 0;
+        frames.append(&mut state.frames);
+        mem::swap(frames, &mut state.frames);
+        if !state.frames.is_empty() {
+            wake_owner(state);
+        }
+    }
+
+    /// Lets the owner, or whoever was it, look again.
+    pub fn wake(&self) {
+        wake_owner(self.state());
+    }
+
+    pub fn closing(&self) -> Option<Closing> {
+        self.state().closing
     }
 
     /// For the owner while it writes: waits until the outbox is closed as slow.
@@ -208,6 +246,47 @@ mod tests {
         outbox.push(frame("b"));
         assert_eq!(take(&outbox).await.unwrap(), ["a"]);
         assert_eq!(take(&outbox).await, Err(Closing::Terminated));
+    }
+
+    #[tokio::test]
+    async fn what_was_put_back_comes_out_first_and_still_counts() {
+        let outbox = Outbox::new(4 * frame("12345678").cost_bytes());
+        let mut batch = VecDeque::new();
+        outbox.push(frame("1"));
+        outbox.push(frame("2"));
+        poll_fn(|cx| outbox.poll_take(cx, &mut batch))
+            .await
+            .unwrap();
+        outbox.push(frame("3"));
+        outbox.put_back(&mut batch);
+        assert!(batch.is_empty());
+        assert_eq!(take(&outbox).await.unwrap(), ["1", "2", "3"]);
+        outbox.written();
+        assert_eq!(outbox.state().bytes, 0);
+
+        outbox.push(frame("12345678"));
+        outbox.push(frame("12345678"));
+        poll_fn(|cx| outbox.poll_take(cx, &mut batch))
+            .await
+            .unwrap();
+        outbox.put_back(&mut batch);
+        outbox.push(frame("12345678"));
+        outbox.push(frame("12345678"));
+        assert_eq!(outbox.closing(), None);
+        outbox.push(frame("x"));
+        assert_eq!(outbox.closing(), Some(Closing::Slow));
+    }
+
+    #[tokio::test]
+    async fn the_number_of_waiting_frames_may_have_a_limit() {
+        let outbox = Outbox::bounded(1000, 2);
+        outbox.push(frame("1"));
+        outbox.push(frame("2"));
+        assert_eq!(take(&outbox).await.unwrap(), ["1", "2"]);
+        for _ in 0..3 {
+            outbox.push(frame("x"));
+        }
+        assert_eq!(take(&outbox).await, Err(Closing::Slow));
     }
 
     struct Count(AtomicUsize);

@@ -27,10 +27,6 @@ impl Presence {
         self.0.values().map(|(member, _)| member.clone()).collect()
     }
 
-    pub fn user_ids(&self) -> Vec<UserId> {
-        self.0.keys().cloned().collect()
-    }
-
     /// Whether the user is new.
     pub fn add(&mut self, member: &Arc<Member>) -> bool {
         let entry = self.0.entry(member.user_id.clone());

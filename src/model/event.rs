@@ -19,10 +19,19 @@ pub struct Event {
 pub enum Body {
     /// Published by the application or by a client.
     Message(Message),
-    /// A user's first connection joined. `version` is the roster's after the change.
-    MemberAdded { member: Arc<Member>, version: u64 },
-    /// A user's last connection left. `version` is the roster's after the change.
-    MemberRemoved { user_id: UserId, version: u64 },
+    /// A user's first connection joined. `version` is the roster's after the change, `users` how
+    /// many are in it.
+    MemberAdded {
+        member: Arc<Member>,
+        users: u64,
+        version: u64,
+    },
+    /// A user's last connection left.
+    MemberRemoved {
+        user_id: UserId,
+        users: u64,
+        version: u64,
+    },
     /// How many connections are subscribed. Of two counts the one with the higher version holds.
     SubscriptionCount { connections: u64, version: u64 },
     /// On a watchers' channel: the watched user's first sign-in.
@@ -52,6 +61,9 @@ pub struct Message {
     pub data: Arc<str>,
     /// The sender of a client event on a presence channel.
     pub user_id: Option<UserId>,
+    /// What a Bayeux publisher's extensions said to its subscribers: the text of a JSON object
+    /// (`bayeux.md` 2.9). Pusher has no place for it.
+    pub ext: Option<Arc<str>>,
 }
 
 /// A user in a presence channel.

@@ -28,7 +28,8 @@ pub enum FactKind {
     ClientEvent {
         name: Arc<str>,
         data: Arc<str>,
-        socket_id: SocketId,
+        /// Absent for a Bayeux client that publishes without a session.
+        socket_id: Option<SocketId>,
         user_id: Option<UserId>,
     },
     CacheMiss,

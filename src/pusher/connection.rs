@@ -1,18 +1,19 @@
 //! What a Pusher client asks for and what it gets (`pusher.md` 2–4), whatever carries its
 //! messages.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use tokio::time::Instant;
 
 use super::encoding::{PUSHER, welcome};
-use super::rate::Rate;
+
 use super::refusal::Refusal;
 use super::{Front, close};
 use crate::apps::App;
 use crate::auth::{self, split_auth};
-use crate::broker::{Admission, OverQuota, Welcome};
+use crate::broker::{Admission, OverQuota, Rate, Welcome};
 use crate::hub::{Closing, Frame, Outbox, Subscriber};
 use crate::model::{ChannelKind, ChannelName, Member, Message, SocketId, UserId};
 use crate::transport::websocket::{Close, Conversation};
@@ -347,9 +348,16 @@ impl Connection {
             name: name.into(),
             data: data.into(),
             user_id: user_id.clone(),
+            ext: None,
         };
         (self.front.broker)
-            .client_event(&self.app, channel, message, self.socket_id)
+            .client_event(
+                &self.app,
+                channel,
+                message,
+                Some(self.socket_id),
+                Some(self.socket_id),
+            )
             .await;
         Ok(())
     }
@@ -450,16 +458,25 @@ impl Conversation for Connection {
         Ok(())
     }
 
+    fn poll_take(
+        &mut self,
+        cx: &mut Context<'_>,
+        batch: &mut VecDeque<Frame>,
+    ) -> Poll<Result<(), Close>> {
+        self.outbox.poll_take(cx, batch).map_err(close::of_outbox)
+    }
+
+    fn poll_abandon(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
+        let slow = self.outbox.poll_slow(cx);
+        slow.map(|()| close::of_outbox(Closing::Slow))
+    }
+
     fn deadline(&self) -> Option<Instant> {
         self.authorize_by
     }
 
     fn on_deadline(&mut self) -> Result<(), Close> {
         Err(close::close(close::NOT_AUTHORIZED_IN_TIME))
-    }
-
-    fn on_closing(&self, why: Closing) -> Close {
-        close::of_outbox(why)
     }
 
     fn on_silence(&self) -> Close {

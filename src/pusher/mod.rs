@@ -7,7 +7,6 @@ pub mod close;
 mod connection;
 mod encoding;
 mod handshake;
-mod rate;
 mod refusal;
 mod websocket;
 

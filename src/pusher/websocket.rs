@@ -52,7 +52,7 @@ fn upgrade(
     };
     let outbox = Arc::new(Outbox::new(front.outbox_bytes_max));
     let settings = front.websocket.clone();
-    upgrade.serve(settings, outbox.clone(), move || {
+    upgrade.serve(settings, move || {
         open(front, outbox)
             .inspect_err(|close| tracing::debug!(code = close.code, "connection refused"))
     })

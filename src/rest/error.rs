@@ -8,7 +8,7 @@ use warp::reply::Response;
 
 use crate::auth::AuthError;
 use crate::model::InvalidName;
-use crate::transport::http::text;
+use crate::transport::http::{BodyError, text};
 use crate::wire::pusher::data_too_large;
 use crate::wire::rest::{Malformed, UnknownAttribute};
 
@@ -161,5 +161,15 @@ impl From<Malformed> for ApiError {
 impl From<UnknownAttribute> for ApiError {
     fn from(UnknownAttribute: UnknownAttribute) -> Self {
         Self::UnknownAttribute
+    }
+}
+
+impl From<BodyError> for ApiError {
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::TooLarge => Self::BodyTooLarge,
+            BodyError::TooSlow => Self::BodyTooSlow,
+            BodyError::CutOff => Self::BodyCutOff,
+        }
     }
 }

@@ -160,6 +160,7 @@ impl Publication {
                 name: name.into(),
                 data: data.into(),
                 user_id: None,
+                ext: None,
             },
             info: info.filter(|info| *info != Info::default()),
         })

@@ -1,11 +1,7 @@
 //! From a request to the call of an app (`pusher.md` 5.2–5.4).
 
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::{Buf, BufMut};
-use futures_util::{Stream, StreamExt};
 use warp::http::Method;
 use warp::path::FullPath;
 use warp::{Filter, Rejection};
@@ -16,15 +12,10 @@ use crate::apps::App;
 use crate::auth::{AuthError, Parameters, SignedRequest, percent_decode};
 use crate::broker::Broker;
 use crate::model::ChannelName;
+use crate::transport::http::read_body;
 
 /// Seconds since 1970.
 pub type Clock = fn() -> u64;
-
-/// A body has to be there within this time.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// How much of a body that is too large is received and dropped, so that a peer that first writes
-/// all and then reads gets its answer.
-const DROPPED_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// What the paths of the API take.
 #[derive(Clone, Copy)]
@@ -67,8 +58,7 @@ pub fn request(
         .then(move |method, path, query, body| {
             let front = front.clone();
             async move {
-                let body = read(body, front.request_body_bytes_max);
-                let body = tokio::time::timeout(BODY_TIMEOUT, body).await;
+                let body = read_body(body, front.request_body_bytes_max).await;
                 Request {
                     front,
                     clock,
@@ -76,7 +66,7 @@ pub fn request(
                     method,
                     path,
                     query,
-                    body: body.unwrap_or(Err(ApiError::BodyTooSlow)),
+                    body: body.map_err(ApiError::from),
                 }
             }
         })
@@ -152,34 +142,10 @@ impl Call {
     }
 }
 
-/// Keeps no more than `bytes_max` at any moment.
-async fn read(
-    chunks: impl Stream<Item = Result<impl Buf, warp::Error>>,
-    bytes_max: usize,
-) -> Result<Vec<u8>, ApiError> {
-    let mut chunks = pin!(chunks);
-    let mut body = Vec::new();
-    let mut received = 0_usize;
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|_| ApiError::BodyCutOff)?;
-        received += chunk.remaining();
-        if received <= bytes_max {
-            body.put(chunk);
-        } else if received - bytes_max > DROPPED_BYTES_MAX {
-            break;
-        } else {
-            body = Vec::new();
-        }
-    }
-    (received <= bytes_max)
-        .then_some(body)
-        .ok_or(ApiError::BodyTooLarge)
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use futures_util::stream;
+    use futures_util::{Stream, StreamExt, stream};
     use http_body_util::StreamBody;
     use hyper::body::Frame;
     use serde_json::Value;
@@ -187,7 +153,6 @@ mod tests {
     use warp::http::header::ALLOW;
 
     use super::super::testing::*;
-    use super::*;
 
     const EVENT: &str = r#"{"name":"e","channels":["c"],"data":"x"}"#;
 

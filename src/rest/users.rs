@@ -19,7 +19,11 @@ pub async fn list(app_id: String, channel: String, request: Request) -> Result<R
     if !channel.is_presence() {
         return Err(ApiError::UsersOfChannel);
     }
-    let user_ids = call.broker.user_ids(&call.app, &channel).await;
+    let members = call.broker.members(&call.app, &channel).await;
+    let user_ids: Vec<_> = members
+        .iter()
+        .map(|member| member.user_id.clone())
+        .collect();
     Ok(json(rest::users(&user_ids)))
 }
 

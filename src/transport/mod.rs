@@ -1,4 +1,6 @@
 //! How bytes reach peers, whatever protocol they speak.
 
 pub mod http;
+pub mod receipt;
+pub mod session;
 pub mod websocket;

@@ -9,6 +9,7 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::{FutureExt, SinkExt, StreamExt};
@@ -31,7 +32,8 @@ use warp::http::{HeaderMap, StatusCode};
 use warp::reply::Response;
 
 use super::http::text;
-use crate::hub::{Closing, Frame, Outbox};
+use super::receipt::Receipted;
+use crate::hub::Frame;
 
 /// Both directions of an idle connection together stay far below the size of its kernel buffers.
 const READ_BUFFER_BYTES: usize = 1024;
@@ -55,13 +57,24 @@ pub trait Conversation: Send {
     /// Answers go into the outbox.
     fn on_text(&mut self, text: &str) -> impl Future<Output = Result<(), Close>> + Send;
 
+    /// Whether binary messages are read as text too.
+    const READS_BINARY: bool = false;
+
+    /// Waits for what the peer is to receive and moves it to the empty `batch`; the batch before
+    /// it is written. `Err` once nothing more is to come.
+    fn poll_take(
+        &mut self,
+        cx: &mut Context<'_>,
+        batch: &mut VecDeque<Frame>,
+    ) -> Poll<Result<(), Close>>;
+
+    /// While a batch is being written: waits until it is of no use to go on.
+    fn poll_abandon(&mut self, cx: &mut Context<'_>) -> Poll<Close>;
+
     /// When [`Conversation::on_deadline`] is due.
     fn deadline(&self) -> Option<Instant>;
 
     fn on_deadline(&mut self) -> Result<(), Close>;
-
-    /// What the peer is told when its outbox was closed.
-    fn on_closing(&self, why: Closing) -> Close;
 
     /// What the peer is told when it did not answer a ping.
     fn on_silence(&self) -> Close;
@@ -133,7 +146,6 @@ impl Upgrade {
     pub fn serve<C: Conversation + 'static>(
         self,
         settings: Arc<Settings>,
-        outbox: Arc<Outbox>,
         conversation: impl FnOnce() -> Result<C, Close> + Send + 'static,
     ) -> Response {
         let on_upgrade = self.on_upgrade;
@@ -144,7 +156,6 @@ impl Upgrade {
             let mut socket = Socket {
                 stream,
                 settings,
-                outbox,
                 last_heard: Instant::now(),
                 pinged_at: None,
             };
@@ -173,8 +184,8 @@ fn has_word(headers: &HeaderMap, name: HeaderName, word: &str) -> bool {
 
 async fn open(on_upgrade: OnUpgrade, settings: &Settings) -> Option<WebSocketStream<TcpStream>> {
     let upgraded = on_upgrade.await.ok()?;
-    let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
-    let stream = parts.io.into_inner();
+    let parts = upgraded.downcast::<TokioIo<Receipted>>().ok()?;
+    let stream = parts.io.into_inner().into_stream();
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(WRITE_BUFFER_BYTES)
@@ -189,7 +200,6 @@ async fn open(on_upgrade: OnUpgrade, settings: &Settings) -> Option<WebSocketStr
 struct Socket {
     stream: WebSocketStream<TcpStream>,
     settings: Arc<Settings>,
-    outbox: Arc<Outbox>,
     last_heard: Instant,
     /// When it was pinged, if nothing came since.
     pinged_at: Option<Instant>,
@@ -201,8 +211,6 @@ enum End {
     PeerClosed,
     /// The connection is broken, or takes nothing any more.
     Broken,
-    /// The outbox takes nothing more.
-    Outbox(Closing),
     Close(Close),
     /// As `Close`, after bytes that make no frame: nothing that follows can be read.
     CloseUnreadable(Close),
@@ -210,22 +218,25 @@ enum End {
 
 impl Socket {
     async fn run(&mut self, conversation: &mut impl Conversation) -> End {
-        match self.converse(conversation).await {
-            Err(End::Outbox(why)) => End::Close(conversation.on_closing(why)),
-            Err(end) => end,
-        }
+        let Err(end) = self.converse(conversation).await;
+        end
     }
 
     async fn converse(&mut self, conversation: &mut impl Conversation) -> Result<Infallible, End> {
-        let outbox = self.outbox.clone();
         let mut timer = pin!(sleep_until(self.next_check(conversation)));
         let mut batch = VecDeque::new();
         loop {
             tokio::select! {
-                message = self.stream.next() => self.on_message(message, conversation).await?,
-                taken = poll_fn(|cx| outbox.poll_take(cx, &mut batch)) => {
-                    taken.map_err(End::Outbox)?;
-                    self.write(&mut batch).await?;
+                message = self.stream.next() => {
+                    self.on_message(message, conversation).await?;
+                    let due = conversation.deadline();
+                    if due.is_some_and(|due| due < timer.deadline()) {
+                        timer.as_mut().reset(self.next_check(conversation));
+                    }
+                }
+                taken = poll_fn(|cx| conversation.poll_take(cx, &mut batch)) => {
+                    taken.map_err(End::Close)?;
+                    self.write(&mut batch, conversation).await?;
                 }
                 () = &mut timer => {
                     self.on_timer(conversation).await?;
@@ -256,7 +267,8 @@ impl Socket {
         } = *self.settings;
         match self.pinged_at {
             None if now - self.last_heard >= ping_after => {
-                self.send(Message::Ping(Bytes::new()), true).await?;
+                let ping = Message::Ping(Bytes::new());
+                self.send(ping, true, conversation).await?;
                 self.pinged_at = Some(Instant::now());
                 Ok(())
             }
@@ -271,10 +283,10 @@ impl Socket {
         }
     }
 
-    async fn on_message(
+    async fn on_message<C: Conversation>(
         &mut self,
         message: Option<Result<Message, Error>>,
-        conversation: &mut impl Conversation,
+        conversation: &mut C,
     ) -> Result<(), End> {
         self.last_heard = Instant::now();
         self.pinged_at = None;
@@ -284,6 +296,12 @@ impl Socket {
                 let answered = Box::pin(conversation.on_text(&text)).await;
                 answered.map_err(End::Close)
             }
+            Some(Ok(Message::Binary(bytes))) if C::READS_BINARY => {
+                let not_text = |_| End::Close(Close::plain(1007, "Text is not valid UTF-8"));
+                let text = std::str::from_utf8(&bytes).map_err(not_text)?;
+                let answered = Box::pin(conversation.on_text(text)).await;
+                answered.map_err(End::Close)
+            }
             Some(Ok(Message::Binary(_))) => {
                 let close = Close::plain(1003, "Binary messages are not supported");
                 Err(End::Close(close))
@@ -291,23 +309,35 @@ impl Socket {
             Some(Ok(Message::Close(_))) => Err(End::PeerClosed),
             // Sent before more is read: the answers must not pile up in front of a peer that
             // asks and asks and takes none.
-            Some(Ok(Message::Ping(payload))) => self.send(Message::Pong(payload), true).await,
+            Some(Ok(Message::Ping(payload))) => {
+                self.send(Message::Pong(payload), true, conversation).await
+            }
             Some(Ok(Message::Pong(_) | Message::Frame(_))) => Ok(()),
             Some(Err(error)) => Err(unreadable(&error).map_or(End::Broken, End::CloseUnreadable)),
             None => Err(End::Broken),
         }
     }
 
-    async fn write(&mut self, batch: &mut VecDeque<Frame>) -> Result<(), End> {
+    async fn write(
+        &mut self,
+        batch: &mut VecDeque<Frame>,
+        conversation: &mut impl Conversation,
+    ) -> Result<(), End> {
         while let Some(frame) = batch.pop_front() {
             let is_last = batch.is_empty();
-            self.send(Message::Text(frame.into_text()), is_last).await?;
+            let message = Message::Text(frame.into_text());
+            self.send(message, is_last, conversation).await?;
         }
         Ok(())
     }
 
     /// Writes, as far as the peer keeps accepting bytes and its outbox does not overflow.
-    async fn send(&mut self, message: Message, flush: bool) -> Result<(), End> {
+    async fn send(
+        &mut self,
+        message: Message,
+        flush: bool,
+        conversation: &mut impl Conversation,
+    ) -> Result<(), End> {
         let stream = &mut self.stream;
         let written = async move {
             match flush {
@@ -318,14 +348,14 @@ impl Socket {
         tokio::select! {
             biased;
             written = written => written.map_err(|_| End::Broken),
-            () = poll_fn(|cx| self.outbox.poll_slow(cx)) => Err(End::Outbox(Closing::Slow)),
+            close = poll_fn(|cx| conversation.poll_abandon(cx)) => Err(End::Close(close)),
             () = sleep(self.settings.write_timeout) => Err(End::Broken),
         }
     }
 
     async fn end(&mut self, end: End) {
         let (close, readable) = match end {
-            End::Broken | End::Outbox(_) => return,
+            End::Broken => return,
             End::PeerClosed => {
                 let _ = timeout(CLOSE_WITHIN, self.stream.flush()).await;
                 return;
@@ -397,8 +427,16 @@ mod tests {
             Ok(())
         }
 
-        fn on_closing(&self, _: Closing) -> Close {
-            Close::plain(4100, "closed")
+        fn poll_take(
+            &mut self,
+            _: &mut Context<'_>,
+            _: &mut VecDeque<Frame>,
+        ) -> Poll<Result<(), Close>> {
+            Poll::Pending
+        }
+
+        fn poll_abandon(&mut self, _: &mut Context<'_>) -> Poll<Close> {
+            Poll::Pending
         }
 
         fn on_silence(&self) -> Close {
@@ -421,7 +459,6 @@ mod tests {
         let socket = Socket {
             stream: WebSocketStream::from_raw_socket(stream, Role::Server, None).await,
             settings: Arc::new(settings),
-            outbox: Arc::new(Outbox::new(1000)),
             last_heard: Instant::now(),
             pinged_at: None,
         };

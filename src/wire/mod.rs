@@ -1,5 +1,6 @@
 //! Text ↔ typed message, for each wire format. Pure: no sockets, no hub, no clock.
 
+pub mod bayeux;
 pub mod json;
 pub mod pusher;
 pub mod rest;

@@ -1,0 +1,203 @@
+//! `/meta/connect` (`bayeux.md` 2.3, 3.10): how a client says that it is there, and waits for what
+//! is sent to it.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::check;
+use super::client::{Client, ClientSession};
+use super::extensions::{TimeSync, acknowledged};
+use super::site::{SUPPORTED, Site, now_ms};
+use crate::hub::{Closing, Frame};
+use crate::transport::session::{Carrier, Parted, Vehicle};
+use crate::wire::bayeux::{
+    Advice, BayeuxError, Connect, ConnectionType, HeldConnect, Object, Reconnect, UNKNOWN_CLIENT,
+};
+
+/// An accepted connect whose answer may wait.
+pub struct Connecting {
+    pub session: ClientSession,
+    pub held: Waiting,
+    pub hold: Duration,
+}
+
+/// What it takes to answer a connect.
+pub struct Waiting {
+    connect: HeldConnect,
+    timesync: Option<TimeSync>,
+}
+
+impl Waiting {
+    /// `batch`: what the reply and the messages behind it are to be acknowledged by.
+    fn accepted(&self, advice: &Advice, batch: Option<u64>) -> String {
+        let timesync = self.timesync.as_ref().and_then(|t| t.answer(now_ms()));
+        let batch = batch.map(|batch| batch.to_string());
+        let ext = Object::default()
+            .json_if_any("ack", batch.as_deref())
+            .json_if_any("timesync", timesync.as_deref());
+        let ext = (!ext.is_empty()).then(|| ext.end());
+        self.connect.accepted(advice, ext.as_deref())
+    }
+}
+
+/// What a poll is answered with.
+pub struct Polled {
+    pub reply: String,
+    pub events: VecDeque<Frame>,
+    /// Where there are events: to be told whether they were written.
+    pub carrier: Option<Carrier<Client>>,
+}
+
+/// An answer now, or somebody to wait for.
+pub enum Connected {
+    Now(String),
+    Later(Connecting),
+}
+
+impl Site {
+    /// `clientId` and `connectionType` are required. `advice.timeout` shortens the wait.
+    pub(super) async fn connect(&self, request: &Connect<'_>) -> Connected {
+        let session = self.session(request.client_id);
+        if let Err(error) = check::connect(request, session.is_some(), &SUPPORTED) {
+            return Connected::Now(request.refused(&error, &Advice::handshake(0)));
+        }
+        let Some(session) = session else {
+            return Connected::Now(request.refused(&unknown(), &Advice::handshake(0)));
+        };
+        session.client.step_in().await;
+        let hold = self.settings.limits.hold;
+        let given = request.connection_type.and_then(|given| given.text());
+        if given.as_deref() == Some(ConnectionType::EventSource.as_str()) {
+            // The stream carries the events: this is a sign of life, once in every hold (3.7).
+            let heartbeat = Advice {
+                interval_ms: Some(hold.as_millis() as u64),
+                timeout_ms: Some(0),
+                ..self.advice()
+            };
+            return Connected::Now(request.accepted(&heartbeat, None));
+        }
+        // What was lost is sent again at once.
+        let wanted = match session.client.acknowledge(acknowledged(&request.ext)) {
+            true => request.hold_ms.map(Duration::from_millis),
+            false => Some(Duration::ZERO),
+        };
+        Connected::Later(Connecting {
+            held: Waiting {
+                connect: request.hold(),
+                timesync: TimeSync::asked(&request.ext, now_ms()),
+            },
+            hold: wanted.map_or(hold, |wanted| wanted.min(hold)),
+            session,
+        })
+    }
+
+    /// Waits for events, but not longer than the hold.
+    pub(super) async fn poll(self: &Arc<Self>, connecting: Connecting) -> Polled {
+        let Connecting {
+            session,
+            held,
+            hold,
+        } = connecting;
+        let mut events = VecDeque::new();
+        if session.carried_by() == Some(Vehicle::Stream) {
+            // Sent while the client was opening its stream: the events go there (3.7).
+            wait_beside(&session, hold).await;
+            let reply = held.accepted(&self.advice(), None);
+            return Polled {
+                reply,
+                events,
+                carrier: None,
+            };
+        }
+        let carrier = session.attach(Vehicle::Poll);
+        let taken = poll_fn(|cx| carrier.poll_take(cx, &mut events));
+        let outcome = match tokio::time::timeout(hold, taken).await {
+            Ok(Err(parted)) => Some(parted),
+            Ok(Ok(())) | Err(_) => None,
+        };
+        if let Some(parted) = outcome {
+            return Polled {
+                reply: self.parting(&held, parted),
+                events,
+                carrier: None,
+            };
+        }
+        let (reply, events) = self.accepted(&session, &held, events);
+        // What is kept until it is acknowledged needs no other care.
+        let is_kept = session.client.unacknowledged.is_some();
+        if is_kept {
+            carrier.written();
+        }
+        let carrier = Some(carrier).filter(|_| !events.is_empty() && !is_kept);
+        Polled {
+            reply,
+            events,
+            carrier,
+        }
+    }
+
+    /// The reply to a connect that ends as it should, and all that follows it.
+    pub(super) fn accepted(
+        &self,
+        session: &ClientSession,
+        held: &Waiting,
+        events: VecDeque<Frame>,
+    ) -> (String, VecDeque<Frame>) {
+        session.touch();
+        let frames_max = self.settings.limits.queue_messages_max;
+        let (batch, events) = session.client.next_batch(events, frames_max);
+        (held.accepted(&self.advice(), batch), events)
+    }
+
+    /// The answer to a connect that waits for nothing any more.
+    pub(super) fn parting(&self, held: &Waiting, parted: Parted) -> String {
+        let advice = match parted {
+            // With the interval, whoever takes this for the end of his poll does not come back to
+            // supersede the one that superseded it (3.10).
+            Parted::Superseded => Advice {
+                interval_ms: Some(self.settings.limits.hold.as_millis() as u64),
+                ..self.advice()
+            },
+            Parted::Ended | Parted::Closed(Closing::Terminated) => Advice {
+                reconnect: Reconnect::Never,
+                ..self.advice()
+            },
+            // Not all at the same moment.
+            Parted::Closed(Closing::Draining) => Advice {
+                interval_ms: Some(spread_ms()),
+                ..self.advice()
+            },
+            Parted::Closed(Closing::Slow) => {
+                return held.connect.refused(&unknown(), &Advice::handshake(0));
+            }
+        };
+        held.accepted(&advice, None)
+    }
+}
+
+/// Until the hold is over or the session is.
+async fn wait_beside(session: &ClientSession, hold: Duration) {
+    const LOOK_EVERY: Duration = Duration::from_millis(500);
+    let wait = async {
+        while !session.has_ended() && session.carried_by() == Some(Vehicle::Stream) {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    // Either way there is nothing more to wait for.
+    let _ = tokio::time::timeout(hold, wait).await;
+}
+
+/// Of a session that was there a moment ago.
+fn unknown() -> BayeuxError {
+    UNKNOWN_CLIENT.into()
+}
+
+fn spread_ms() -> u64 {
+    const SPREAD_MS_MAX: u64 = 5_000;
+    let mut bytes = [0; 8];
+    // Without randomness they all come at once, which is no worse than before.
+    let _ = getrandom::fill(&mut bytes);
+    u64::from_le_bytes(bytes) % SPREAD_MS_MAX
+}

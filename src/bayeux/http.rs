@@ -1,0 +1,354 @@
+//! Bayeux over HTTP (`bayeux.md` 3.1–3.5): long-polling, the same across origins, and
+//! callback-polling.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes};
+use futures_util::Stream;
+use futures_util::future::join_all;
+use hyper::upgrade::OnUpgrade;
+use warp::http::header::{
+    ACCEPT, ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS,
+    ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE,
+    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, CACHE_CONTROL,
+    CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, ORIGIN, VARY,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use warp::http::{HeaderMap, Method, StatusCode};
+use warp::path::FullPath;
+use warp::reply::{Reply, Response};
+use warp::{Filter, Rejection};
+
+use super::client::Client;
+use super::connect::Polled;
+use super::encoding::message_of;
+use super::exchange::Answers;
+use super::site::{Front, Site};
+use super::{event_source, files, websocket};
+use crate::transport::http::{BodyError, Peer, read_body, text};
+use crate::transport::receipt::Receipts;
+use crate::transport::session::Carrier;
+use crate::transport::websocket::is_websocket_request;
+use crate::wire::bayeux::http::{
+    DEFAULT_CALLBACK, Form, callback_script, is_callback, is_json_type, parse_form,
+};
+use crate::wire::bayeux::{join, parse_all};
+
+/// A request to a site, without its body.
+pub struct Request {
+    pub site: Arc<Site>,
+    /// What follows the mount.
+    pub below: String,
+    pub method: Method,
+    pub query: String,
+    pub headers: HeaderMap,
+    pub peer: Peer,
+    pub receipts: Receipts,
+    pub on_upgrade: Option<OnUpgrade>,
+}
+
+/// Every path below a mount. Rejects all others.
+pub fn routes(
+    front: Arc<Front>,
+) -> impl Filter<Extract = (Response,), Error = Rejection, Future: Send> + Clone + Send + Sync {
+    let site = warp::path::full().and_then(move |path: FullPath| {
+        let found = front.site(path.as_str());
+        let found = found.map(|(site, below)| (site, below.to_owned()));
+        std::future::ready(found.ok_or_else(warp::reject::not_found))
+    });
+    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+    let request = site
+        .and(warp::method())
+        .and(query)
+        .and(warp::header::headers_cloned())
+        .and(warp::ext::get::<Peer>())
+        .and(warp::ext::get::<Receipts>())
+        .and(warp::ext::optional::<OnUpgrade>())
+        .map(
+            |(site, below), method, query, headers, peer, receipts, on_upgrade| Request {
+                site,
+                below,
+                method,
+                query,
+                headers,
+                peer,
+                receipts,
+                on_upgrade,
+            },
+        );
+    request.and(warp::body::stream()).then(answer)
+}
+
+/// First segments of other front ends' paths: no mount's, even if it is the root.
+pub const TAKEN: [&str; 3] = ["app", "apps", "users"];
+
+/// What follows the mount in a path that belongs to it: nothing, more segments, or an extension
+/// alone (`/faye.js`).
+pub fn below_mount<'p>(path: &'p str, mount: &str) -> Option<&'p str> {
+    let below = path.strip_prefix(mount)?;
+    if path
+        .split('/')
+        .nth(1)
+        .is_some_and(|first| TAKEN.contains(&first))
+    {
+        return None;
+    }
+    let is_extension = || {
+        let name = below.strip_prefix('.');
+        name.is_some_and(|name| !name.is_empty() && !name.contains(['.', '/']))
+    };
+    (below.is_empty() || below.starts_with('/') || is_extension()).then_some(below)
+}
+
+/// In the order in which Faye decides (3.1).
+async fn answer(
+    request: Request,
+    body: impl Stream<Item = Result<impl Buf, warp::Error>> + Send,
+) -> Response {
+    if request.below.ends_with(".js") || request.below.ends_with(".map") {
+        return files::answer(&request.below, &request.headers);
+    }
+    let headers = &request.headers;
+    let cors = cors_headers(headers);
+    if let Some(refusal) = request.refusal() {
+        return with_headers(refusal, cors);
+    }
+    if is_websocket_request(headers) {
+        return websocket::answer(request);
+    }
+    let asks_for_post = (headers.get(ACCESS_CONTROL_REQUEST_METHOD)).is_some_and(|m| m == "POST");
+    let response = match request.method {
+        Method::OPTIONS => preflight(headers),
+        _ if asks_for_post => preflight(headers),
+        Method::GET if accepts_event_stream(headers) => event_source::answer(&request),
+        Method::GET => callback_polling(&request).await,
+        Method::POST => {
+            let bytes_max = request.site.settings.limits.request_bytes_max;
+            match read_body(body, bytes_max).await {
+                Ok(body) => long_polling(&request, body).await,
+                Err(BodyError::TooLarge) => {
+                    text(StatusCode::PAYLOAD_TOO_LARGE, "Request body too large")
+                }
+                Err(BodyError::CutOff | BodyError::TooSlow) => bad_request(),
+            }
+        }
+        _ => bad_request(),
+    };
+    with_headers(response, cors)
+}
+
+impl Request {
+    /// Why the app wants nothing from such a request. Its origin is checked where there is one:
+    /// requests without are covered by tokens (3.4).
+    fn refusal(&self) -> Option<Response> {
+        let app = self.site.app()?;
+        let origin = self.headers.get(ORIGIN);
+        let origin = origin.map(|origin| origin.to_str().unwrap_or_default());
+        if !app.allows_origin(origin) {
+            return Some(text(StatusCode::FORBIDDEN, "Origin not allowed"));
+        }
+        if app.features.force_tls && !self.peer.is_secure(&self.headers) {
+            return Some(text(
+                StatusCode::FORBIDDEN,
+                "Only secure connections are allowed",
+            ));
+        }
+        None
+    }
+}
+
+/// The messages are the whole body, or the fields `message` of a form (3.2).
+async fn long_polling(request: &Request, body: Vec<u8>) -> Response {
+    let content_type = request.headers.get(CONTENT_TYPE);
+    let content_type = content_type.and_then(|given| given.to_str().ok());
+    let texts = if is_json_type(content_type) {
+        let Ok(text) = String::from_utf8(body) else {
+            return bad_request();
+        };
+        vec![text]
+    } else {
+        match parse_form(&body) {
+            Ok(Form { messages, jsonp }) if jsonp.as_deref().is_none_or(is_callback) => messages,
+            _ => return bad_request(),
+        }
+    };
+    respond(request, texts, None).await
+}
+
+async fn callback_polling(request: &Request) -> Response {
+    let Ok(Form { messages, jsonp }) = parse_form(request.query.as_bytes()) else {
+        return bad_request();
+    };
+    let callback = jsonp.unwrap_or_else(|| DEFAULT_CALLBACK.to_owned());
+    match is_callback(&callback) {
+        true => respond(request, messages, Some(&callback)).await,
+        false => bad_request(),
+    }
+}
+
+async fn respond(request: &Request, texts: Vec<String>, callback: Option<&str>) -> Response {
+    if texts.is_empty() {
+        return bad_request();
+    }
+    let site = &request.site;
+    let Some(Answers { replies, connects }) = exchange(site, texts).await else {
+        return bad_request();
+    };
+    let polls = connects.into_iter().map(|connecting| site.poll(connecting));
+    let polled = join_all(polls).await;
+    let mut messages: Vec<&str> = replies.iter().map(String::as_str).collect();
+    for Polled { reply, events, .. } in &polled {
+        messages.push(reply);
+        messages.extend(events.iter().map(message_of));
+    }
+    let json = join(messages);
+    let (body, content_type) = match callback {
+        Some(callback) => (
+            callback_script(callback, &json),
+            "text/javascript; charset=utf-8",
+        ),
+        None => (json, "application/json; charset=utf-8"),
+    };
+    let length = HeaderValue::from(body.len());
+    let carriers: Vec<_> = polled.into_iter().filter_map(|poll| poll.carrier).collect();
+    let mut response = match carriers.is_empty() {
+        true => Response::new(body.into()),
+        false => warp::reply::stream(Delivering {
+            body: Some((body.into(), carriers)),
+            receipts: request.receipts.clone(),
+        })
+        .into_response(),
+    };
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_LENGTH, length);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    let uncached = HeaderValue::from_static("no-cache, no-store");
+    headers.insert(CACHE_CONTROL, uncached);
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if callback.is_some() {
+        let attachment = HeaderValue::from_static("attachment; filename=f.txt");
+        headers.insert(CONTENT_DISPOSITION, attachment);
+    }
+    response
+}
+
+/// `None` for texts that hold no messages. Done to the end even if the client hangs up meanwhile
+/// and its request is dropped: a page that closes says goodbye and does not wait.
+async fn exchange(site: &Arc<Site>, texts: Vec<String>) -> Option<Answers> {
+    let site = site.clone();
+    let answered = tokio::spawn(async move {
+        let messages_max = site.settings.limits.messages_per_request_max;
+        let texts = texts.iter().map(String::as_str);
+        let messages = parse_all(texts, messages_max).ok()?;
+        Some(site.answer(&messages).await)
+    });
+    answered.await.ok().flatten()
+}
+
+/// A body with events. What it brings counts as sent once it is with the kernel; until then it
+/// belongs to the carriers, which take it back.
+struct Delivering {
+    body: Option<(Bytes, Vec<Carrier<Client>>)>,
+    receipts: Receipts,
+}
+
+impl Stream for Delivering {
+    type Item = Result<Bytes, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Some((bytes, carriers)) = self.body.take() else {
+            return Poll::Ready(None);
+        };
+        self.receipts.when_written(move || {
+            for carrier in carriers {
+                carrier.written();
+            }
+        });
+        Poll::Ready(Some(Ok(bytes)))
+    }
+}
+
+fn accepts_event_stream(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(ACCEPT).iter();
+    let mut types = accepted.flat_map(|given| given.to_str().unwrap_or_default().split(','));
+    types.any(|given| {
+        let media_type = given.split(';').next().unwrap_or_default();
+        media_type.trim() == "text/event-stream"
+    })
+}
+
+/// What every answer to another origin carries (3.4).
+fn cors_headers(request: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
+    let mut headers = vec![(VARY, HeaderValue::from_static("Origin"))];
+    if let Some(origin) = request.get(ORIGIN) {
+        let allowed = HeaderValue::from_static("true");
+        headers.push((ACCESS_CONTROL_ALLOW_CREDENTIALS, allowed));
+        headers.push((ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone()));
+    }
+    headers
+}
+
+/// All that Faye allows, and whatever headers the page asks for (3.4).
+fn preflight(request: &HeaderMap) -> Response {
+    const FAYE_HEADERS: &str = "Accept, Authorization, Content-Type, Pragma, X-Requested-With";
+    let allowed_headers = match request.get(ACCESS_CONTROL_REQUEST_HEADERS) {
+        Some(asked) => {
+            let both = [FAYE_HEADERS.as_bytes(), b", ", asked.as_bytes()].concat();
+            HeaderValue::from_bytes(&both).ok()
+        }
+        None => None,
+    };
+    let mut response = Response::default();
+    let headers = response.headers_mut();
+    let mut set = |name: HeaderName, value: &'static str| {
+        headers.insert(name, HeaderValue::from_static(value));
+    };
+    set(ACCESS_CONTROL_ALLOW_CREDENTIALS, "true");
+    set(ACCESS_CONTROL_ALLOW_METHODS, "POST, GET");
+    set(ACCESS_CONTROL_MAX_AGE, "86400");
+    set(ACCESS_CONTROL_ALLOW_ORIGIN, "*");
+    set(ACCESS_CONTROL_ALLOW_HEADERS, FAYE_HEADERS);
+    if let Some(allowed) = allowed_headers {
+        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, allowed);
+    }
+    response
+}
+
+fn with_headers(mut response: Response, headers: Vec<(HeaderName, HeaderValue)>) -> Response {
+    for (name, value) in headers {
+        response.headers_mut().insert(name, value);
+    }
+    response
+}
+
+fn bad_request() -> Response {
+    text(StatusCode::BAD_REQUEST, "Bad request")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_has_what_is_below_it_and_its_script() {
+        for (path, below) in [
+            ("/faye", Some("")),
+            ("/faye/", Some("/")),
+            ("/faye/connect", Some("/connect")),
+            ("/faye/x/y.z", Some("/x/y.z")),
+            ("/faye.js", Some(".js")),
+            ("/fayex", None),
+            ("/faye.js.map", None),
+            ("/faye.", None),
+            ("/fay", None),
+            ("/x/faye", None),
+        ] {
+            assert_eq!(below_mount(path, "/faye"), below, "{path}");
+        }
+        assert_eq!(below_mount("/anything", ""), Some("/anything"));
+        assert_eq!(below_mount("/apps/3/events", ""), None);
+    }
+}

@@ -1,0 +1,124 @@
+//! The service channels that the server itself offers (`bayeux.md` 8.6, 8.7): `/service/user` and
+//! the companions of presence channels.
+
+use std::sync::Arc;
+
+use super::authorise::check_user;
+use super::check::Service;
+use super::client::{Client, ClientSession, ClientState, SignedIn};
+use super::encoding::{frame, watchlist_events};
+use super::site::Site;
+use crate::auth::{split_auth, user_text};
+use crate::model::{ChannelName, UserId};
+use crate::wire::bayeux::{
+    AUTHENTICATION_REQUIRED, Given, INVALID_SIGNATURE, INVALID_USER, Reason,
+};
+use crate::wire::pusher::{self, UserData};
+
+impl Site {
+    pub(super) async fn serve(
+        &self,
+        service: Service,
+        session: Option<&ClientSession>,
+        data: &str,
+    ) -> Result<(), Reason> {
+        match service {
+            Service::User => {
+                let session = session.ok_or(AUTHENTICATION_REQUIRED)?;
+                self.sign_in(&session.client, data).await
+            }
+            Service::Presence(room) => {
+                let client = &session.ok_or(AUTHENTICATION_REQUIRED)?.client;
+                let state = client.state.lock().await;
+                if !state.channels.contains_key(&room) {
+                    return Err(AUTHENTICATION_REQUIRED);
+                }
+                self.send_roster(client, &room).await;
+                Ok(())
+            }
+            // The application's own: nobody here listens.
+            Service::Other => Ok(()),
+        }
+    }
+
+    /// The members of a presence channel, as the next delivery on its companion.
+    pub(super) async fn send_roster(&self, client: &Client, room: &ChannelName) {
+        let roster = self.broker.members(&client.app, room).await;
+        if let Some(frame) = client.encoding.roster(room, &roster) {
+            client.push(frame);
+        }
+    }
+
+    /// `data` holds `auth`, `KEY:SIGNATURE` over `socket_id::user::user_data`, and `user_data`, as
+    /// for Pusher (`pusher.md` 4.1). From then on what is sent to the user arrives here.
+    async fn sign_in(&self, client: &Client, data: &str) -> Result<(), Reason> {
+        let text = |name| Given::parse(data)?.member(name)?.text();
+        let auth = text("auth").ok_or(AUTHENTICATION_REQUIRED)?;
+        let user_data = text("user_data").ok_or(AUTHENTICATION_REQUIRED)?;
+        let (key, signature) = split_auth(&auth);
+        let signed = user_text(&client.socket_id.to_string(), &user_data);
+        let key = client.app.key(key);
+        if !key.is_some_and(|key| key.secret.verify(signed.as_bytes(), signature)) {
+            return Err(INVALID_SIGNATURE);
+        }
+        let UserData { user, watchlist } =
+            pusher::parse_user_data(&user_data).ok_or(INVALID_USER)?;
+        check_user(&user, &client.app.limits)?;
+
+        let mut state = client.state.lock().await;
+        let who = client.socket_id;
+        let user_id = user.user_id.clone();
+        match state.user.take() {
+            Some(earlier) if earlier.user.user_id != user_id => {
+                state.user = Some(earlier);
+                return Err(INVALID_USER);
+            }
+            // Again as the same user: the new watchlist takes the place of the old one.
+            Some(earlier) => {
+                let watchlist = &earlier.watchlist;
+                self.broker.unwatch(&client.app, who, watchlist).await;
+                state.user = Some(SignedIn::without_watchlist(user));
+            }
+            None => {
+                // Noted first, so that the user is signed out whatever happens from here on.
+                state.user = Some(SignedIn::without_watchlist(user));
+                let app = &client.app;
+                (self.broker)
+                    .sign_in(app, client.subscriber(), &user_id)
+                    .await;
+                let inbox = ChannelName::server_to_user(&user_id);
+                // Only presence channels can be full.
+                let _ = client.subscribe(&mut state, &inbox, None).await;
+            }
+        }
+        self.watch(client, &mut state, watchlist).await;
+        Ok(())
+    }
+
+    async fn watch(&self, client: &Client, state: &mut ClientState, mut watchlist: Vec<UserId>) {
+        if !client.app.features.watchlist_events {
+            return;
+        }
+        watchlist.truncate(client.app.limits.watchlist_ids_max);
+        watchlist.sort_unstable();
+        watchlist.dedup();
+        if let Some(signed_in) = &mut state.user {
+            signed_in.watchlist.clone_from(&watchlist);
+        }
+        let introduce = |online: &[_], offline: &[_]| {
+            watchlist_events(online, offline).map(|message| frame(&message))
+        };
+        (self.broker)
+            .watch(&client.app, client.subscriber(), &watchlist, introduce)
+            .await;
+    }
+}
+
+impl SignedIn {
+    fn without_watchlist(user: crate::model::Member) -> Self {
+        Self {
+            user: Arc::new(user),
+            watchlist: Vec::new(),
+        }
+    }
+}

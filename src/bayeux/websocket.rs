@@ -1,0 +1,226 @@
+//! Bayeux over a WebSocket (`bayeux.md` 3.6). Replies go out by the socket's own outbox; the events
+//! of a session come from the session's queue, from the last `/meta/connect` on this socket until
+//! the session goes elsewhere or ends.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::time::Instant;
+use warp::http::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
+use warp::reply::Response;
+
+use super::client::Client;
+use super::connect::{Connecting, Waiting};
+use super::encoding::message_of;
+use super::exchange::Answers;
+use super::http::Request;
+use super::site::Site;
+use crate::hub::{Closing, Frame, Outbox};
+use crate::transport::session::{Carrier, Parted, Vehicle};
+use crate::transport::websocket::{Close, Conversation, Upgrade};
+use crate::wire::bayeux::{join, parse};
+
+/// Faye passes over what it cannot read; who sends nothing else is no Bayeux client.
+const UNREADABLE_MAX: u32 = 10;
+
+pub fn answer(request: Request) -> Response {
+    let Request {
+        site,
+        headers,
+        on_upgrade,
+        ..
+    } = request;
+    let mut upgrade = match Upgrade::accept(&headers, on_upgrade) {
+        Ok(upgrade) => upgrade,
+        Err(refusal) => return *refusal,
+    };
+    // A browser that offered some fails where none is chosen.
+    let offered = headers.get(SEC_WEBSOCKET_PROTOCOL);
+    let offered = offered.and_then(|offered| offered.to_str().ok()?.split(',').next());
+    if let Some(first) = offered.and_then(|first| HeaderValue::from_str(first.trim()).ok()) {
+        let headers = upgrade.response.headers_mut();
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, first);
+    }
+    let settings = site.websocket.clone();
+    upgrade.serve(settings, move || {
+        let bytes_max = site.settings.limits.queue_bytes_max;
+        Ok(Socket {
+            site,
+            replies: Outbox::new(bytes_max),
+            bound: None,
+            unreadable: 0,
+            close: None,
+        })
+    })
+}
+
+struct Socket {
+    site: Arc<Site>,
+    replies: Outbox,
+    bound: Option<Bound>,
+    /// How many messages in all could not be read.
+    unreadable: u32,
+    /// How to close, once the replies are written.
+    close: Option<Close>,
+}
+
+/// The session whose events this socket carries.
+struct Bound {
+    carrier: Carrier<Client>,
+    held: Option<(Waiting, Instant)>,
+}
+
+impl Socket {
+    fn reply(&self, messages: impl IntoIterator<Item = String>) {
+        self.replies.push(Frame::from(join(messages)));
+    }
+
+    /// Binds the session of the connect, in place of any other, and holds the connect.
+    fn connect(&mut self, connecting: Connecting) {
+        let Connecting {
+            session,
+            held,
+            hold,
+        } = connecting;
+        let is_bound = (self.bound.as_ref()).is_some_and(|bound| bound.carries(&session.id));
+        if let Some(before) = self.bound.as_mut().and_then(|bound| bound.held.take()) {
+            let reply = self.site.parting(&before.0, Parted::Superseded);
+            self.reply([reply]);
+        }
+        if !is_bound {
+            let carrier = session.attach(Vehicle::Socket);
+            self.bound = Some(Bound {
+                carrier,
+                held: None,
+            });
+        }
+        if let Some(bound) = &mut self.bound {
+            bound.held = Some((held, Instant::now() + hold));
+        }
+        if hold.is_zero() {
+            self.answer_held(VecDeque::new());
+        }
+    }
+
+    /// On sockets time answers a connect. Events do so only where they have to be acknowledged, and
+    /// travel behind the reply.
+    fn answer_held(&mut self, events: VecDeque<Frame>) {
+        let Some(bound) = &mut self.bound else { return };
+        if let Some((held, _)) = bound.held.take() {
+            let session = &bound.carrier.session;
+            let (reply, events) = self.site.accepted(session, &held, events);
+            bound.carrier.written();
+            let messages = [reply.as_str()].into_iter();
+            let frame = join(messages.chain(events.iter().map(message_of)));
+            self.replies.push(Frame::from(frame));
+        }
+    }
+
+    /// The session takes nothing more from here. It was the socket's only use, unless the client
+    /// has another connection for it.
+    fn part(&mut self, parted: Parted) {
+        let bound = self.bound.take();
+        if let Some((held, _)) = bound.and_then(|bound| bound.held) {
+            let reply = self.site.parting(&held, parted);
+            self.reply([reply]);
+        }
+        self.close = match parted {
+            Parted::Superseded => return,
+            Parted::Ended => Some(Close::plain(1000, "")),
+            Parted::Closed(Closing::Terminated) => Some(Close::plain(1000, "")),
+            Parted::Closed(Closing::Draining) => Some(Close::plain(1001, "")),
+            Parted::Closed(Closing::Slow) => Some(Close::plain(1008, "Too slow")),
+        };
+    }
+}
+
+impl Bound {
+    fn carries(&self, session_id: &str) -> bool {
+        *self.carrier.session.id == *session_id && self.carrier.is_newest()
+    }
+}
+
+impl Conversation for Socket {
+    const READS_BINARY: bool = true;
+
+    async fn on_text(&mut self, text: &str) -> Result<(), Close> {
+        let messages_max = self.site.settings.limits.messages_per_request_max;
+        let Ok(messages) = parse(text, messages_max) else {
+            self.unreadable += 1;
+            return match self.unreadable < UNREADABLE_MAX {
+                true => Ok(()),
+                false => Err(Close::plain(1008, "No Bayeux messages")),
+            };
+        };
+        let site = self.site.clone();
+        let Answers { replies, connects } = site.answer(&messages).await;
+        // Older clients send an empty array now and then, and have it answered.
+        if !replies.is_empty() || messages.is_empty() {
+            self.reply(replies);
+        }
+        for connecting in connects {
+            self.connect(connecting);
+        }
+        Ok(())
+    }
+
+    fn poll_take(
+        &mut self,
+        cx: &mut Context<'_>,
+        batch: &mut VecDeque<Frame>,
+    ) -> Poll<Result<(), Close>> {
+        loop {
+            if let taken @ Poll::Ready(_) = self.replies.poll_take(cx, batch) {
+                return taken.map_err(|_| Close::plain(1008, "Too slow"));
+            }
+            if let Some(close) = self.close.take() {
+                return Poll::Ready(Err(close));
+            }
+            let Some(bound) = &self.bound else {
+                return Poll::Pending;
+            };
+            bound.carrier.written();
+            if bound.carrier.session.client.unacknowledged.is_none() {
+                match ready!(bound.carrier.poll_take(cx, batch)) {
+                    Ok(()) => return Poll::Ready(Ok(())),
+                    Err(parted) => self.part(parted),
+                }
+            } else if bound.held.is_some() {
+                let mut events = VecDeque::new();
+                match ready!(bound.carrier.poll_take(cx, &mut events)) {
+                    Ok(()) => self.answer_held(events),
+                    Err(parted) => self.part(parted),
+                }
+            } else {
+                let parted = ready!(bound.carrier.poll_parted(cx));
+                self.part(parted);
+            }
+        }
+    }
+
+    fn poll_abandon(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
+        let Some(bound) = &self.bound else {
+            return Poll::Pending;
+        };
+        bound.carrier.poll_parted(cx).map(|parted| match parted {
+            Parted::Superseded | Parted::Ended => Close::plain(1000, ""),
+            Parted::Closed(Closing::Draining) => Close::plain(1001, ""),
+            Parted::Closed(Closing::Slow | Closing::Terminated) => Close::plain(1008, "Too slow"),
+        })
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let held = self.bound.as_ref()?.held.as_ref();
+        held.map(|(_, due)| *due)
+    }
+
+    fn on_deadline(&mut self) -> Result<(), Close> {
+        self.answer_held(VecDeque::new());
+        Ok(())
+    }
+
+    fn on_silence(&self) -> Close {
+        Close::plain(1001, "No answer to a ping")
+    }
+}

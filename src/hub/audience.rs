@@ -1,0 +1,121 @@
+//! To whom an event is handed, and in which form.
+
+use std::collections::HashSet;
+use std::sync::{Arc, OnceLock};
+
+use super::{Closing, Encoding, Frame, Outbox, Subscriber};
+use crate::model::{Body, Event, SocketId};
+
+/// After so many pushes a delivery lets other tasks run.
+const PUSHES_BEFORE_YIELD: usize = 1024;
+
+/// The subscribers at one moment, grouped by wire format. Immutable and shared.
+#[derive(Default)]
+pub struct Audience {
+    groups: Vec<Group>,
+    /// Made when patterns ask who is among them already.
+    ids: OnceLock<HashSet<SocketId>>,
+}
+
+struct Group {
+    encoding: &'static dyn Encoding,
+    outboxes: Vec<(SocketId, Arc<Outbox>)>,
+}
+
+impl Audience {
+    pub fn of<'a>(subscribers: impl Iterator<Item = &'a Subscriber>) -> Self {
+        let mut groups: Vec<Group> = Vec::new();
+        for subscriber in subscribers {
+            let entry = (subscriber.id, subscriber.outbox.clone());
+            let name = subscriber.encoding.name();
+            match (groups.iter_mut()).find(|group| group.encoding.name() == name) {
+                Some(group) => group.outboxes.push(entry),
+                None => groups.push(Group {
+                    encoding: subscriber.encoding,
+                    outboxes: vec![entry],
+                }),
+            }
+        }
+        Self {
+            groups,
+            ids: OnceLock::new(),
+        }
+    }
+
+    pub fn contains(&self, id: SocketId) -> bool {
+        let ids = self.ids.get_or_init(|| {
+            let outboxes = self.groups.iter().flat_map(|group| &group.outboxes);
+            outboxes.map(|(id, _)| *id).collect()
+        });
+        ids.contains(&id)
+    }
+}
+
+/// An event being handed over: made once for each wire format, its bytes shared.
+pub struct HandOver<'e> {
+    event: &'e Event,
+    made: Vec<(&'static str, Option<Parcel>)>,
+    pushes: usize,
+}
+
+impl<'e> HandOver<'e> {
+    pub fn of(event: &'e Event) -> Self {
+        Self {
+            event,
+            made: Vec::new(),
+            pushes: 0,
+        }
+    }
+
+    /// To all but those who are `served` already.
+    pub async fn to(&mut self, audience: &Audience, served: impl Fn(SocketId) -> bool) {
+        for group in &audience.groups {
+            let Some(parcel) = self.parcel(group.encoding) else {
+                continue;
+            };
+            for (id, outbox) in &group.outboxes {
+                if self.event.except == Some(*id) || served(*id) {
+                    continue;
+                }
+                parcel.give(outbox);
+                self.pushes += 1;
+                if self.pushes.is_multiple_of(PUSHES_BEFORE_YIELD) {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    }
+
+    fn parcel(&mut self, encoding: &'static dyn Encoding) -> Option<Parcel> {
+        let name = encoding.name();
+        if let Some((_, parcel)) = self.made.iter().find(|(made, _)| *made == name) {
+            return parcel.clone();
+        }
+        let parcel = Parcel::of(self.event, encoding);
+        self.made.push((name, parcel.clone()));
+        parcel
+    }
+}
+
+/// What an event is to the outboxes of one wire format.
+#[derive(Clone)]
+pub enum Parcel {
+    Frame(Frame),
+    Closing(Closing),
+}
+
+impl Parcel {
+    pub fn of(event: &Event, encoding: &dyn Encoding) -> Option<Self> {
+        match event.body {
+            Body::Terminate => Some(Self::Closing(Closing::Terminated)),
+            _ => encoding.encode(event).map(Self::Frame),
+        }
+    }
+
+    pub fn give(&self, outbox: &Outbox) {
+        match self {
+            Self::Frame(frame) => outbox.push(frame.clone()),
+            Self::Closing(why) => outbox.close(*why),
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Tells when an HTTP answer is with the kernel. An answer that never gets there was not received,
+//! and what it held can still be sent otherwise; hyper itself says nothing of it.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+type Tell = Box<dyn FnOnce() + Send>;
+
+/// Those to be told of one connection's next flush. In the extensions of its requests.
+#[derive(Clone, Default)]
+pub struct Receipts(Arc<Mutex<Vec<Tell>>>);
+
+impl Receipts {
+    /// `tell` is called once all that was given to the connection so far has been written, and
+    /// dropped if that cannot be any more.
+    pub fn when_written(&self, tell: impl FnOnce() + Send + 'static) {
+        self.lock().push(Box::new(tell));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Tell>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection that gives receipts. Whoever writes to it flushes only when its own buffer is
+/// empty, as hyper does.
+pub struct Receipted {
+    stream: TcpStream,
+    outstanding: Outstanding,
+}
+
+struct Outstanding(Receipts);
+
+impl Receipted {
+    pub fn new(stream: TcpStream, receipts: Receipts) -> Self {
+        Self {
+            stream,
+            outstanding: Outstanding(receipts),
+        }
+    }
+
+    /// A peer that has closed its side does not read any more; the kernel would accept what is
+    /// written to it all the same. The socket itself is asked, because tokio may not have heard
+    /// of it yet.
+    fn check_reader(&self) -> io::Result<()> {
+        if self.outstanding.0.lock().is_empty() {
+            return Ok(());
+        }
+        let mut byte = [MaybeUninit::uninit()];
+        match SockRef::from(&self.stream).peek(&mut byte) {
+            Ok(0) => Err(io::ErrorKind::BrokenPipe.into()),
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// For what comes after HTTP.
+    pub fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+}
+
+impl Outstanding {
+    fn tell_all(&self) {
+        let outstanding = std::mem::take(&mut *self.0.lock());
+        for tell in outstanding {
+            tell();
+        }
+    }
+}
+
+impl Drop for Outstanding {
+    fn drop(&mut self) {
+        // Dropped outside the lock: they may well look at other locks.
+        drop(std::mem::take(&mut *self.0.lock()));
+    }
+}
+
+impl AsyncRead for Receipted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Receipted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.check_reader()?;
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.check_reader()?;
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        self.outstanding.tell_all();
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    async fn connection(receipts: Receipts) -> (Receipted, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).await;
+        let (stream, _) = listener.accept().await.unwrap();
+        (Receipted::new(stream, receipts), peer.unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_receipt_comes_with_the_flush_or_never() {
+        let receipts = Receipts::default();
+        let (mut connection, peer) = connection(receipts.clone()).await;
+        let told = Arc::new(AtomicBool::new(false));
+        let note = |told: &Arc<AtomicBool>| {
+            let told = told.clone();
+            move || told.store(true, Ordering::Relaxed)
+        };
+        receipts.when_written(note(&told));
+        connection.write_all(b"x").await.unwrap();
+        assert!(!told.load(Ordering::Relaxed));
+        connection.flush().await.unwrap();
+        assert!(told.load(Ordering::Relaxed));
+
+        let told = Arc::new(AtomicBool::new(false));
+        receipts.when_written(note(&told));
+        drop(peer);
+        assert!(connection.write_all(b"x").await.is_err());
+        drop(connection);
+        assert_eq!(Arc::strong_count(&told), 1);
+        assert!(!told.load(Ordering::Relaxed));
+    }
+}
