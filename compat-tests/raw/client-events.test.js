@@ -217,6 +217,7 @@ test('an app without the setting refuses them all', async () => {
 
 test('more than ten a second are refused with 4301, the connection stays, and a second later it may speak again', async () => {
   const [sender, other] = await subscribed('private-rate');
+  const begin = Date.now();
   for (let n = 0; n < 30; n += 1) sender.send(event('private-rate', String(n)));
   const refused = await sender.arrivingNow();
   const delivered = await other.arrivingNow();
@@ -224,7 +225,9 @@ test('more than ten a second are refused with 4301, the connection stays, and a 
     assert.deepEqual(frame, { event: 'pusher:error', data: { code: 4301, message: 'Client event rejected due to rate limit' } });
   }
   assert.equal(refused.length + delivered.length, 30);
-  assert.ok(delivered.length >= 10 && delivered.length <= 12, `${delivered.length} got through`);
+  const grown = Math.ceil((Date.now() - begin) / 100);
+  assert.ok(delivered.length >= 10 && delivered.length <= 10 + grown, `${delivered.length} got through`);
+  assert.ok(refused.length > 0);
   assert.deepEqual(delivered.map((frame) => frame.data), delivered.map((_, n) => String(n)));
   await sleep(1_100);
   sender.send(event('private-rate', 'again'));

@@ -12,9 +12,9 @@ import { PING, PONG } from './websocket.js';
 const PONG_FRAME = { event: 'pusher:pong', data: '{}' };
 
 const raptor = await startRaptor({ config: { apps: [APP] } });
-const impatient = await startRaptor({ config: { apps: [APP], activity_timeout_secs: 1, pong_timeout_secs: 1 } });
+const impatient = await startRaptor({ config: { apps: [APP], activity_timeout_secs: 1, pong_timeout_secs: 2 } });
 /** The server has noticed silence, pinged and given up by then, with time to spare. */
-const GIVEN_UP_MS = 6_000;
+const GIVEN_UP_MS = 7_000;
 
 for (const [words, message] of [
   ['an object', '{"event":"pusher:ping","data":{}}'],

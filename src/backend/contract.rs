@@ -2,12 +2,13 @@
 //! way to make two nodes of one cluster (which may be the same node twice).
 
 use std::collections::VecDeque;
-
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::Context;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use futures_util::task::noop_waker;
 use tokio::sync::mpsc;
 
@@ -55,7 +56,9 @@ async fn check(make: impl Fn(FactSink) -> [Node; 2]) {
     the_member_limit_counts_users(cluster()).await;
     an_older_count_does_not_follow_a_newer_one(cluster()).await;
     occupied_channels_are_listed_and_counted(cluster()).await;
+    counts_hold_though_the_channel_was_empty_meanwhile(cluster()).await;
     a_last_event_is_kept_for_its_time(cluster()).await;
+    what_is_the_last_event_has_been_handed_over(cluster()).await;
     watchers_learn_of_the_first_sign_in_and_the_last_sign_out(cluster()).await;
     terminating_closes_the_outboxes(cluster()).await;
     a_pattern_is_served_once_and_counts_nowhere(cluster()).await;
@@ -269,6 +272,28 @@ async fn occupied_channels_are_listed_and_counted(cluster: Cluster) {
     assert_eq!(listed("r").await, [""; 0]);
 }
 
+/// The count of a leave that emptied the channel comes later than the next join.
+async fn counts_hold_though_the_channel_was_empty_meanwhile(cluster: Cluster) {
+    let [a, b] = &cluster.nodes;
+    let count = |connections, version| {
+        let body = Body::SubscriptionCount {
+            connections,
+            version,
+        };
+        a.backend.publish(a.event("room", body, None), None)
+    };
+    let (early, late) = (Peer::new(a), Peer::new(b));
+    early.subscribe(a, "room", None).await.unwrap();
+    let left = a.backend.leave(&channel("room"), early.id).await.unwrap();
+    let joined = late.join(b, "room", None, 0).await.unwrap();
+    late.acknowledge(b, "room", &joined);
+    count(left.connections, left.version).await;
+    count(joined.connections, joined.version).await;
+    assert_eq!(late.heard().last().unwrap(), "#1");
+    count(left.connections, left.version).await;
+    assert_eq!(late.heard(), [""; 0]);
+}
+
 async fn a_last_event_is_kept_for_its_time(cluster: Cluster) {
     let [a, b] = &cluster.nodes;
     let keep = Some(Duration::from_secs(60));
@@ -282,6 +307,36 @@ async fn a_last_event_is_kept_for_its_time(cluster: Cluster) {
     assert_eq!((last.event, last.expires_in.as_secs()), (event, 40));
     tokio::time::advance(Duration::from_secs(40)).await;
     assert_eq!(b.backend.last_event(&room).await, None);
+}
+
+/// Else a subscriber that is acknowledged in between would get it twice.
+async fn what_is_the_last_event_has_been_handed_over(cluster: Cluster) {
+    let [a, b] = &cluster.nodes;
+    let room = channel("cache-x");
+    let crowd: Vec<_> = (0..2000).map(|_| Peer::new(b)).collect();
+    for peer in &crowd {
+        peer.subscribe(b, "cache-x", None).await.unwrap();
+    }
+    let late = Peer::new(b);
+    let joined = late.join(b, "cache-x", None, 0).await.unwrap();
+    let before = a.say("cache-x", "before", None);
+    let event = a.event("cache-x", Body::Message(message("last")), None);
+    let publish = (a.backend).publish(event.clone(), Some(Duration::from_secs(60)));
+    let mut publishing = pin!(join(before, publish));
+    // Handing over to many pauses now and then.
+    let mut is_over = false;
+    while !is_over && b.backend.last_event(&room).await.is_none() {
+        is_over = poll_fn(|cx| Poll::Ready(publishing.as_mut().poll(cx).is_ready())).await;
+    }
+    let replay = Some((event.id, "last".to_owned().into()));
+    let frames = vec!["ack".to_owned().into()];
+    let acknowledgement = Acknowledgement { frames, replay };
+    (b.hub).acknowledge(&room, late.id, acknowledgement, joined.version);
+    if !is_over {
+        publishing.await;
+    }
+    let heard = late.heard();
+    assert_eq!(heard.iter().filter(|text| *text == "last").count(), 1);
 }
 
 async fn watchers_learn_of_the_first_sign_in_and_the_last_sign_out(mut cluster: Cluster) {
@@ -529,11 +584,11 @@ impl Peer {
         loop {
             let mut batch = VecDeque::new();
             match self.outbox.poll_take(&mut cx, &mut batch) {
-                std::task::Poll::Pending => return heard,
-                std::task::Poll::Ready(Ok(())) => {
+                Poll::Pending => return heard,
+                Poll::Ready(Ok(())) => {
                     heard.extend(batch.iter().map(|frame| frame.as_str().to_owned()));
                 }
-                std::task::Poll::Ready(Err(_)) => {
+                Poll::Ready(Err(_)) => {
                     heard.push("closed".to_owned());
                     return heard;
                 }

@@ -77,8 +77,10 @@ impl Backend for Memory {
         Box::pin(async move {
             // So that the event kept is also the one delivered last.
             let _in_order = self.stripe(&event.channel).lock().await;
-            self.last_events().insert(event.clone(), keep);
-            self.hub.deliver(event).await;
+            // Kept when it is delivered and not before: whoever is subscribing meanwhile would
+            // get it as the last event and then once more.
+            self.hub.deliver(event.clone()).await;
+            self.last_events().insert(event, keep);
         })
     }
 

@@ -81,7 +81,7 @@ pub struct Joining {
 pub struct Joined {
     pub connections: u64,
     pub roster: Roster,
-    /// Counts the channel's joins and leaves.
+    /// Grows with every join and leave of the channel, though it be empty in between.
     pub version: u64,
 }
 

@@ -192,3 +192,60 @@ fn quoted(text: &str) -> String {
     crate::wire::json::push_string(&mut json, text);
     json
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::channel::Pattern;
+    use super::super::mapping::Scope;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn key() -> impl Strategy<Value = String> {
+        let prefix = prop::sample::select(vec![
+            "",
+            "public-",
+            "private-",
+            "presence-",
+            "private-encrypted-",
+            "private-cache-",
+            "cache-",
+            "private.",
+            "=;70rivate-",
+        ]);
+        (prefix, "[ab.]{1,5}").prop_map(|(prefix, rest)| format!("{prefix}{rest}"))
+    }
+
+    proptest! {
+        #[test]
+        fn a_channel_is_looked_up_under_the_patterns_whose_scope_covers_it(key in key()) {
+            let channel = ChannelName::parse(&key, 200).unwrap();
+            for style in [Style::Typed, Style::Flat] {
+                let Some(name) = to_bayeux(&channel, style) else { continue };
+                let scope = |text: &String| Scope::of(&Pattern::parse(text).unwrap(), style);
+                let covers = |text: &String| scope(text).is_ok_and(|s| s.covers(channel.kind()));
+                let all: Vec<_> = candidates(&name).map(|found| found.to_string()).collect();
+                let expected: Vec<_> = all.into_iter().filter(covers).collect();
+                // A pattern that is refused has no subscribers that could be found.
+                let mut found = expansion(style, Wildcards::Public)(&channel);
+                found.retain(|text| scope(text).is_ok());
+                prop_assert_eq!(found, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn an_app_that_wants_it_shows_patterns_everything_but_what_is_a_users() {
+        let found = |name: ChannelName, wildcards| expansion(Style::Typed, wildcards)(&name).len();
+        let room = ChannelName::parse("presence-a.b", 200).unwrap();
+        assert_eq!(found(room.clone(), Wildcards::All), 4);
+        assert_eq!(found(room, Wildcards::Public), 0);
+        let public = ChannelName::parse("a", 200).unwrap();
+        assert_eq!(found(public, Wildcards::Off), 0);
+        for internal in [
+            ChannelName::server_to_user("1"),
+            ChannelName::signed_in("1"),
+        ] {
+            assert_eq!(found(internal, Wildcards::All), 0);
+        }
+    }
+}

@@ -20,6 +20,8 @@ pub(super) struct Admissions {
 struct Open {
     connections: HashMap<AppId, usize>,
     outboxes: HashMap<SocketId, Arc<Outbox>>,
+    /// Whoever still comes is told to go at once.
+    draining: bool,
 }
 
 /// A connection of the app. Dropping it is leaving.
@@ -36,7 +38,12 @@ pub struct OverQuota;
 
 impl Admissions {
     pub fn admit(&self, app: &AppId, who: SocketId, outbox: Arc<Outbox>) -> Admission {
-        self.lock().outboxes.insert(who, outbox);
+        let mut open = self.lock();
+        if open.draining {
+            outbox.close(Closing::Draining);
+        }
+        open.outboxes.insert(who, outbox);
+        drop(open);
         Admission {
             app: app.clone(),
             who,
@@ -48,7 +55,11 @@ impl Admissions {
     /// Closes every outbox and returns when the last connection has gone.
     pub async fn drain(&self) {
         let gone = self.all_gone.notified();
-        let outboxes: Vec<_> = self.lock().outboxes.values().cloned().collect();
+        let outboxes: Vec<_> = {
+            let mut open = self.lock();
+            open.draining = true;
+            open.outboxes.values().cloned().collect()
+        };
         if outboxes.is_empty() {
             return;
         }
@@ -102,6 +113,10 @@ impl Drop for Admission {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::VecDeque;
+    use std::future::poll_fn;
+    use std::time::Duration;
+    use tokio::time::timeout;
 
     fn outbox() -> Arc<Outbox> {
         Arc::new(Outbox::new(100))
@@ -142,6 +157,27 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(!drained.is_finished());
         drop(second);
+        drained.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_comes_while_the_others_are_told_to_go_is_told_too() {
+        let admissions = Admissions::default();
+        let app = AppId::new("1");
+        let (early, late) = (outbox(), outbox());
+        let first = admissions.admit(&app, SocketId::new(1, 1), early.clone());
+        let drained = tokio::spawn({
+            let admissions = admissions.clone();
+            async move { admissions.drain().await }
+        });
+        tokio::task::yield_now().await;
+        let second = admissions.admit(&app, SocketId::new(1, 2), late.clone());
+        for outbox in [early, late] {
+            let told = poll_fn(|cx| outbox.poll_take(cx, &mut VecDeque::new()));
+            let told = timeout(Duration::from_secs(1), told).await;
+            assert_eq!(told, Ok(Err(Closing::Draining)));
+        }
+        drop((first, second));
         drained.await.unwrap();
     }
 }

@@ -73,7 +73,7 @@ fn every_problem_of_a_file_is_named_with_its_line() {
         assert_eq!(format!("{problems}\n"), expected, "{name}");
         checked += 1;
     }
-    assert_eq!(checked, 11);
+    assert_eq!(checked, 12);
 }
 
 #[test]
@@ -351,4 +351,63 @@ fn no_problem_and_no_debug_output_shows_a_key_or_a_secret() {
     });
     let shown = unclosed.unwrap_err().to_string();
     assert!(!shown.contains("hush"), "{shown}");
+}
+
+#[test]
+fn an_apps_bayeux_table_says_where_and_for_whom() {
+    use crate::bayeux::mapping::Style;
+    use crate::bayeux::settings::{ClientPublish, Limits, Wildcards};
+
+    let written = Written {
+        file: inline(
+            r#"
+            [[apps]]
+            id = "1"
+            key = "k"
+            secret = "s"
+            [apps.bayeux]
+            mounts = ["/faye/", "/", "/a/b"]
+            style = "flat"
+            client_publish = "none"
+            wildcards = "all"
+            forward_ext = false
+            publish_tokens = [{ key = "password", token = "p" }]
+            danthes = { secret = "d", expiration_secs = 3600 }
+            hold_secs = 60
+            queue_messages_max = 7
+            [[apps]]
+            id = "2"
+            key = "l"
+            secret = "s"
+            "#,
+        ),
+        ..Written::default()
+    };
+    let config = valid(&written);
+    let (app_id, settings) = &config.bayeux[0];
+    assert_eq!(app_id.as_str(), "1");
+    assert_eq!(settings.mounts, ["/faye", "", "/a/b"]);
+    assert_eq!(settings.style, Style::Flat);
+    assert_eq!(settings.client_publish, ClientPublish::Nobody);
+    assert_eq!(settings.wildcards, Wildcards::All);
+    assert!(!settings.forward_ext);
+    assert!(settings.is_proof("password") && settings.is_proof("danthes_token"));
+    let signed = settings.signed_channels.as_ref().unwrap();
+    assert_eq!(signed.expiration_secs, Some(3600));
+    let expected = Limits {
+        hold: Duration::from_secs(60),
+        session_lifetime: Duration::from_secs(120),
+        queue_messages_max: 7,
+        ..Limits::default()
+    };
+    assert_eq!(settings.limits, expected);
+
+    let (_, unmentioned) = &config.bayeux[1];
+    assert!(unmentioned.mounts.is_empty());
+    assert_eq!(unmentioned.client_publish, ClientPublish::Token);
+    let shown = format!("{settings:?}");
+    assert!(
+        !shown.contains("\"p\"") && !shown.contains("\"d\""),
+        "{shown}"
+    );
 }

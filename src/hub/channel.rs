@@ -19,7 +19,6 @@ pub struct Channel {
     /// Only those whose acknowledgement is still to come: usually none.
     pending: HashMap<SocketId, Vec<Event>>,
     presence: Presence,
-    version: u64,
     /// The version of the newest subscription count handed over.
     counted: u64,
     /// Cleared by every change of who is subscribed.
@@ -38,6 +37,7 @@ impl Channel {
         subscriber: Subscriber,
         member: Option<Arc<Member>>,
         members_max: usize,
+        version: u64,
     ) -> Result<Arrival, MemberLimitReached> {
         let mut new_member = false;
         if let Some(member) = &member {
@@ -55,14 +55,13 @@ impl Channel {
             "a connection joins a channel once at a time"
         );
         self.pending.insert(id, Vec::new());
-        self.version += 1;
         Ok(Arrival {
             first,
             new_member,
             connections: self.subscriptions.len() as u64,
             users: self.presence.len() as u64,
             roster,
-            version: self.version,
+            version,
         })
     }
 
@@ -97,18 +96,17 @@ impl Channel {
         }
     }
 
-    pub fn leave(&mut self, id: SocketId) -> Option<Departure> {
+    pub fn leave(&mut self, id: SocketId, version: u64) -> Option<Departure> {
         let subscription = self.subscriptions.remove(&id)?;
         self.pending.remove(&id);
         self.audience = None;
-        self.version += 1;
         let member_gone = (subscription.member).and_then(|m| self.presence.remove(&m.user_id));
         Some(Departure {
             last: self.subscriptions.is_empty(),
             member_gone,
             connections: self.subscriptions.len() as u64,
             users: self.presence.len() as u64,
-            version: self.version,
+            version,
         })
     }
 

@@ -22,6 +22,7 @@ mod presence;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use audience::{Audience, HandOver};
@@ -55,6 +56,9 @@ pub struct Hub {
     shards: Vec<Mutex<HashMap<ChannelId, Channel>>>,
     hasher: RandomState,
     patterns: Patterns,
+    /// Joins and leaves in all channels. A channel is forgotten with its last subscriber; one of
+    /// the same name must not begin with versions that were there before.
+    changes: AtomicU64,
 }
 
 /// The state of a channel right after a subscriber was added.
@@ -68,7 +72,7 @@ pub struct Arrival {
     /// Distinct users in the roster.
     pub users: u64,
     pub roster: Roster,
-    /// Counts the channel's joins and leaves.
+    /// Grows with every join and leave of the channel.
     pub version: u64,
 }
 
@@ -117,6 +121,7 @@ impl Hub {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
             patterns: Patterns::default(),
+            changes: AtomicU64::new(0),
         }
     }
 
@@ -131,11 +136,14 @@ impl Hub {
         members_max: usize,
     ) -> Result<Arrival, MemberLimitReached> {
         let mut shard = self.shard(id);
+        let version = self.next_version();
         match shard.entry(id.clone()) {
-            Entry::Occupied(mut channel) => channel.get_mut().join(subscriber, member, members_max),
+            Entry::Occupied(mut channel) => {
+                (channel.get_mut()).join(subscriber, member, members_max, version)
+            }
             Entry::Vacant(vacant) => {
                 let mut channel = Channel::default();
-                let arrival = channel.join(subscriber, member, members_max)?;
+                let arrival = channel.join(subscriber, member, members_max, version)?;
                 vacant.insert(channel);
                 Ok(arrival)
             }
@@ -160,7 +168,7 @@ impl Hub {
     pub fn leave(&self, id: &ChannelId, subscriber: SocketId) -> Option<Departure> {
         let mut shard = self.shard(id);
         let channel = shard.get_mut(id)?;
-        let departure = channel.leave(subscriber);
+        let departure = channel.leave(subscriber, self.next_version());
         if channel.is_unused() {
             shard.remove(id);
         }
@@ -281,6 +289,11 @@ impl Hub {
             };
             hand_over.to(audience, served).await;
         }
+    }
+
+    /// To be taken under the lock of the shard.
+    fn next_version(&self) -> u64 {
+        1 + self.changes.fetch_add(1, Ordering::Relaxed)
     }
 
     fn shard(&self, id: &ChannelId) -> MutexGuard<'_, HashMap<ChannelId, Channel>> {

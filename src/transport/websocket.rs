@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::{SinkExt, StreamExt};
+use futures_util::{FutureExt, SinkExt, StreamExt};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -157,6 +157,7 @@ impl Upgrade {
                 stream,
                 settings,
                 last_heard: Instant::now(),
+                pinged_at: None,
             };
             let end = match conversation() {
                 Ok(mut conversation) => socket.run(&mut conversation).await,
@@ -200,6 +201,8 @@ struct Socket {
     stream: WebSocketStream<TcpStream>,
     settings: Arc<Settings>,
     last_heard: Instant,
+    /// When it was pinged, if nothing came since.
+    pinged_at: Option<Instant>,
 }
 
 /// Why a socket's loop ended.
@@ -245,11 +248,9 @@ impl Socket {
 
     /// Timers are not moved by traffic: when one is due, the time of the last message decides.
     fn next_check(&self, conversation: &impl Conversation) -> Instant {
-        let now = Instant::now();
-        let ping = self.last_heard + self.settings.ping_after;
-        let check = match now < ping {
-            true => ping,
-            false => ping + self.settings.pong_within,
+        let check = match self.pinged_at {
+            None => self.last_heard + self.settings.ping_after,
+            Some(pinged_at) => pinged_at + self.settings.pong_within,
         };
         conversation.deadline().map_or(check, |d| d.min(check))
     }
@@ -259,20 +260,27 @@ impl Socket {
         if conversation.deadline().is_some_and(|due| due <= now) {
             conversation.on_deadline().map_err(End::Close)?;
         }
-        let silent_for = now - self.last_heard;
         let Settings {
             ping_after,
             pong_within,
             ..
         } = *self.settings;
-        if silent_for >= ping_after + pong_within {
-            return Err(End::Close(conversation.on_silence()));
+        match self.pinged_at {
+            None if now - self.last_heard >= ping_after => {
+                let ping = Message::Ping(Bytes::new());
+                self.send(ping, true, conversation).await?;
+                self.pinged_at = Some(Instant::now());
+                Ok(())
+            }
+            // While something was written nothing was read: the answer may lie there already.
+            Some(pinged_at) if now - pinged_at >= pong_within => {
+                match self.stream.next().now_or_never() {
+                    Some(message) => self.on_message(message, conversation).await,
+                    None => Err(End::Close(conversation.on_silence())),
+                }
+            }
+            _ => Ok(()),
         }
-        if silent_for >= ping_after {
-            let ping = Message::Ping(Bytes::new());
-            return self.send(ping, true, conversation).await;
-        }
-        Ok(())
     }
 
     async fn on_message<C: Conversation>(
@@ -281,6 +289,7 @@ impl Socket {
         conversation: &mut C,
     ) -> Result<(), End> {
         self.last_heard = Instant::now();
+        self.pinged_at = None;
         match message {
             // Boxed, so that what a message needs takes no room while none is there.
             Some(Ok(Message::Text(text))) => {
@@ -298,7 +307,12 @@ impl Socket {
                 Err(End::Close(close))
             }
             Some(Ok(Message::Close(_))) => Err(End::PeerClosed),
-            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(()),
+            // Sent before more is read: the answers must not pile up in front of a peer that
+            // asks and asks and takes none.
+            Some(Ok(Message::Ping(payload))) => {
+                self.send(Message::Pong(payload), true, conversation).await
+            }
+            Some(Ok(Message::Pong(_) | Message::Frame(_))) => Ok(()),
             Some(Err(error)) => Err(unreadable(&error).map_or(End::Broken, End::CloseUnreadable)),
             None => Err(End::Broken),
         }
@@ -388,5 +402,115 @@ fn unreadable(error: &Error) -> Option<Close> {
         Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
         Error::Protocol(_) => Some(Close::plain(1002, "WebSocket protocol error")),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    const PING: [u8; 6] = [0x89, 0x80, 0, 0, 0, 0];
+
+    struct Silent;
+
+    impl Conversation for Silent {
+        async fn on_text(&mut self, _: &str) -> Result<(), Close> {
+            Ok(())
+        }
+
+        fn deadline(&self) -> Option<Instant> {
+            None
+        }
+
+        fn on_deadline(&mut self) -> Result<(), Close> {
+            Ok(())
+        }
+
+        fn poll_take(
+            &mut self,
+            _: &mut Context<'_>,
+            _: &mut VecDeque<Frame>,
+        ) -> Poll<Result<(), Close>> {
+            Poll::Pending
+        }
+
+        fn poll_abandon(&mut self, _: &mut Context<'_>) -> Poll<Close> {
+            Poll::Pending
+        }
+
+        fn on_silence(&self) -> Close {
+            Close::plain(4201, "silence")
+        }
+    }
+
+    /// A socket and its peer's end of the connection.
+    async fn connected() -> (Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (peer, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (stream, _) = accepted.unwrap();
+        let settings = Settings {
+            ping_after: Duration::from_secs(20),
+            pong_within: Duration::from_secs(10),
+            write_timeout: Duration::from_millis(200),
+            inbound_message_bytes_max: 1000,
+        };
+        let socket = Socket {
+            stream: WebSocketStream::from_raw_socket(stream, Role::Server, None).await,
+            settings: Arc::new(settings),
+            last_heard: Instant::now(),
+            pinged_at: None,
+        };
+        (socket, peer.unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_pings_and_reads_nothing_is_cut_off() {
+        let (mut socket, mut peer) = connected().await;
+        let mut ping = vec![0x89, 0x80 | 125, 0, 0, 0, 0];
+        ping.resize(6 + 125, b'x');
+        let pings = ping.repeat(1000);
+        let peer = tokio::spawn(async move {
+            for _ in 0..250 {
+                peer.write_all(&pings).await?;
+            }
+            // Still there, had all of it been taken.
+            std::future::pending().await
+        });
+        let served = timeout(Duration::from_secs(10), socket.run(&mut Silent)).await;
+        assert!(matches!(served, Ok(End::Broken)));
+        peer.abort();
+        let _: Result<Result<(), std::io::Error>, _> = peer.await;
+    }
+
+    #[tokio::test]
+    async fn a_peer_is_pinged_before_it_counts_as_silent() {
+        let (mut socket, mut peer) = connected().await;
+        // As after a write that took long.
+        socket.last_heard = Instant::now() - Duration::from_secs(31);
+        assert!(socket.on_timer(&mut Silent).await.is_ok());
+        let mut ping = [0; 2];
+        peer.read_exact(&mut ping).await.unwrap();
+        assert_eq!(ping, [0x89, 0]);
+        let left = socket.next_check(&Silent) - Instant::now();
+        assert!(left > Duration::from_secs(9), "{left:?}");
+    }
+
+    #[tokio::test]
+    async fn what_waits_to_be_read_is_a_sign_of_life() {
+        let (mut socket, mut peer) = connected().await;
+        socket.last_heard = Instant::now() - Duration::from_secs(31);
+        socket.on_timer(&mut Silent).await.ok().unwrap();
+        peer.write_all(&PING).await.unwrap();
+        socket.stream.get_ref().readable().await.unwrap();
+        socket.pinged_at = socket.pinged_at.map(|at| at - Duration::from_secs(11));
+        assert!(socket.on_timer(&mut Silent).await.is_ok());
+        assert!(socket.last_heard.elapsed() < Duration::from_secs(1));
+        socket.last_heard -= Duration::from_secs(31);
+        assert!(socket.on_timer(&mut Silent).await.is_ok());
+        socket.pinged_at = socket.pinged_at.map(|at| at - Duration::from_secs(11));
+        let end = socket.on_timer(&mut Silent).await.unwrap_err();
+        assert!(matches!(end, End::Close(Close { code: 4201, .. })));
     }
 }
