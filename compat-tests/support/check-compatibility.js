@@ -1,16 +1,16 @@
 // Holds COMPATIBILITY.md against the tests. It names a test as `path › title`: the path is below `compat-tests/`, without its ending, or begins with
-// `src/`; what a title takes from a variable is written `…`.
+// `src/` or `tests/`; what a title takes from a variable is written `…`.
 
 import { existsSync, readFileSync } from 'node:fs';
 
 const ROOT = new URL('../../', import.meta.url);
 const ENDINGS = ['.test.js', '.js', '.py', '.rb'];
 
-/** How each language names its tests; the last group is the title. */
+/** How each language names its tests; the last group that matched is the title. */
 const TITLES = {
   js: /\b(?:test|step)\(\s*(['"`])((?:\\.|(?!\1).)*)\1/gs,
   py: /^def (test_\w+)/gm,
-  rb: /^ +def (test_\w+)/gm,
+  rb: /^ +def (test_\w+)|^ +scenario "([^"]*)"/gm,
   rs: /#\[(?:tokio::)?test[^\]]*\]\s+(?:#\[[^\]]*\]\s+)*(?:async )?fn (\w+)/g,
 };
 
@@ -38,7 +38,7 @@ export function unprovenRows(markdown) {
 }
 
 function fileOf(path) {
-  const names = path.startsWith('src/') ? [path] : ENDINGS.map((ending) => `compat-tests/${path}${ending}`);
+  const names = /^(src|tests)\//.test(path) ? [path] : ENDINGS.map((ending) => `compat-tests/${path}${ending}`);
   return names.find((name) => existsSync(new URL(name, ROOT)));
 }
 
@@ -47,7 +47,7 @@ const titlesByFile = new Map();
 function titlesIn(file) {
   if (!titlesByFile.has(file)) {
     const text = readFileSync(new URL(file, ROOT), 'utf8');
-    const titles = [...text.matchAll(TITLES[file.split('.').at(-1)])].map((match) => normalised(match.at(-1)));
+    const titles = [...text.matchAll(TITLES[file.split('.').at(-1)])].map((match) => normalised(match.findLast((group) => group !== undefined)));
     titlesByFile.set(file, new Set(titles));
   }
   return titlesByFile.get(file);

@@ -1,0 +1,81 @@
+// What Raptor chose where Faye has nothing to go by, or does worse (`bayeux.md` 3.6, 8.1, 8.5).
+
+import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { describe, test } from 'node:test';
+
+import { WebSocket } from 'ws';
+
+import { collect, until } from '../support/events.js';
+import { TEST_APP, startRaptor } from '../support/raptor.js';
+import { startBridge } from './support/bridge.js';
+import { handshake, post, request } from './support/http.js';
+import { startBayeux } from './support/server.js';
+
+const messagesFor = async (session) => (await session.connect(0)).slice(1);
+
+describe('chosen', { concurrency: true, timeout: 60_000 }, () => {
+  test('a socket that sends nothing but garbage is closed in the end', async () => {
+    const { port } = await startBayeux();
+    const socket = new WebSocket(`ws://127.0.0.1:${port}/faye`);
+    await once(socket, 'open');
+    const replies = collect(socket, 'message');
+    for (let n = 0; n < 9; n++) socket.send('nope');
+    socket.send('[]');
+    await replies.until(1);
+    assert.equal(socket.readyState, WebSocket.OPEN, 'nine are passed over');
+    socket.send('nope');
+    const [code] = await once(socket, 'close');
+    assert.equal(code, 1008);
+  });
+
+  test('no reply sets a cookie, and none is asked for', async () => {
+    const { url } = await startBayeux();
+    const answer = await request(url, { channel: '/meta/handshake', version: '1.0', supportedConnectionTypes: ['long-polling'] });
+    assert.equal(answer.headers.get('set-cookie'), null);
+    const [{ clientId }] = await answer.json();
+    const [connected] = await post(url, { channel: '/meta/connect', clientId, connectionType: 'long-polling', advice: { timeout: 0 } });
+    assert.equal(connected.successful, true);
+  });
+
+  test('an encrypted channel takes ciphertext from its members, and nothing else', async () => {
+    const { server, application } = await startBridge();
+    const session = await handshake(server.url);
+    const { socket_id } = session.reply.ext;
+    const form = new URLSearchParams({ socket_id, channel_name: 'private-encrypted-x', member: 'null' });
+    const { auth } = await (await fetch(`${application.url}/pusher/auth`, { method: 'POST', body: form })).json();
+    assert.equal((await session.subscribe('/private/encrypted-x', { ext: { auth } })).successful, true);
+    for (const data of ['clear', { text: 'clear' }, { nonce: 'n' }, null]) {
+      assert.equal((await session.publish('/private/encrypted-x', data)).error, '403:/private/encrypted-x:Forbidden channel', JSON.stringify(data));
+    }
+    const ciphertext = { nonce: 'bm9uY2U=', ciphertext: 'Y2lwaGVy' };
+    assert.equal((await session.publish('/private/encrypted-x', ciphertext)).successful, true);
+    assert.deepEqual(await messagesFor(session), [{ channel: '/private/encrypted-x', data: ciphertext }]);
+  });
+
+  test('of two mounts the longer one counts, and apps do not hear each other', async () => {
+    const app = (id, mounts) => ({ ...TEST_APP, id, key: `key-${id}`, bayeux: { mounts, client_publish: 'open' } });
+    const { url } = await startRaptor({ config: { apps: [app('1', ['/a', '/old']), app('2', ['/a/b'])] } });
+    const sessions = {};
+    for (const mount of ['/a', '/old', '/a/b']) {
+      sessions[mount] = await handshake(url + mount);
+      await sessions[mount].subscribe('/room');
+    }
+    for (const path of ['/a/x', '/old', '/a/b/x', '/a/bx']) await post(url + path, { channel: '/room', data: path });
+    const heard = async (mount) => (await messagesFor(sessions[mount])).map(({ data }) => data);
+    assert.deepEqual(await heard('/a'), ['/a/x', '/old', '/a/bx']);
+    assert.deepEqual(await heard('/old'), ['/a/x', '/old', '/a/bx']);
+    assert.deepEqual(await heard('/a/b'), ['/a/b/x']);
+  });
+
+  test('in flat style prefixes are Pusher\'s, and /private is a word', async () => {
+    const { server, application } = await startBridge({ bayeux: { style: 'flat' } });
+    const session = await handshake(server.url);
+    assert.equal((await session.subscribe('/private-room')).error, '403:/private-room:Authentication required');
+    assert.equal((await session.subscribe('/private/room')).successful, true);
+    await application.calls.trigger(['private-room', 'private.room'], 'e', 1);
+    const got = [];
+    await until(async () => got.push(...(await messagesFor(session))), 'the event');
+    assert.deepEqual(got, [{ channel: '/private/room', data: 1, ext: { event: 'e' } }]);
+  });
+});
