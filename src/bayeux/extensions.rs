@@ -56,9 +56,8 @@ impl Unacknowledged {
 pub struct TimeSync {
     /// The client's time, as it wrote it.
     tc: Box<str>,
-    /// By how much it thinks that we are ahead of its own time with half a round trip, if it has
-    /// an idea. Milliseconds.
-    adjusted_ms: Option<f64>,
+    /// `tc + o + l - ts`: by how much its idea of our clock is wrong, if it has one.
+    error_ms: Option<f64>,
     knows_lag: bool,
     received_ms: u64,
 }
@@ -77,7 +76,7 @@ impl TimeSync {
         let (lag, offset) = (number("l"), number("o").unwrap_or(0.0));
         Some(Self {
             tc: asked.member("tc").map(Given::json)?.into(),
-            adjusted_ms: lag.map(|lag| tc + offset + lag - now_ms as f64),
+            error_ms: lag.map(|lag| tc + offset + lag - now_ms as f64),
             knows_lag: lag.is_some_and(|lag| lag != 0.0),
             received_ms: now_ms,
         })
@@ -90,7 +89,7 @@ impl TimeSync {
             .json("tc", &self.tc)
             .json("ts", &self.received_ms.to_string())
             .json("p", &waited_ms.to_string());
-        match self.adjusted_ms {
+        match self.error_ms {
             None => Some(answer.end()),
             Some(ms) if self.knows_lag && ms.abs() < ACCURACY_MS => None,
             Some(ms) => Some(answer.json("a", &(ms.round() as i64).to_string()).end()),
