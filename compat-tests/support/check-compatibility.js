@@ -1,10 +1,10 @@
 // Holds COMPATIBILITY.md against the tests. It names a test as `path › title`: the path is below `compat-tests/`, without its ending, or begins with
-// `src/` or `tests/`; what a title takes from a variable is written `…`.
+// `src/`; what a title takes from a variable is written `…`.
 
 import { existsSync, readFileSync } from 'node:fs';
 
 const ROOT = new URL('../../', import.meta.url);
-const ENDINGS = ['.test.js', '.js', '.py', '.rb'];
+const ENDINGS = ['.test.js', '.js', '.rs', '.py', '.rb'];
 
 /** How each language names its tests; the last group that matched is the title. */
 const TITLES = {
@@ -38,7 +38,7 @@ export function unprovenRows(markdown) {
 }
 
 function fileOf(path) {
-  const names = /^(src|tests)\//.test(path) ? [path] : ENDINGS.map((ending) => `compat-tests/${path}${ending}`);
+  const names = path.startsWith('src/') ? [path] : ENDINGS.map((ending) => `compat-tests/${path}${ending}`);
   return names.find((name) => existsSync(new URL(name, ROOT)));
 }
 
