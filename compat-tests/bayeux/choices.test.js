@@ -1,4 +1,4 @@
-// What Raptor chose where Faye has nothing to go by, or does worse (`bayeux.md` 3.6, 8.1, 8.5).
+// What Raptor chose where Faye has nothing to go by, or does worse (`bayeux.md` 3.6, 6, 8.1, 8.5).
 
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
@@ -14,7 +14,19 @@ import { startBayeux } from './support/server.js';
 
 const messagesFor = async (session) => (await session.connect(0)).slice(1);
 
-describe('chosen', { concurrency: true, timeout: 60_000 }, () => {
+describe('chosen', { concurrency: true, timeout: 90_000 }, () => {
+  test('a socket whose peer is gone is pinged after 25 s, and given up after 25 more', async () => {
+    const { port } = await startBayeux();
+    const [silent, alive] = [false, true].map((autoPong) => new WebSocket(`ws://127.0.0.1:${port}/faye`, { autoPong }));
+    const start = Date.now();
+    const took = (promise) => promise.then(() => Date.now() - start);
+    const [pinged, closed] = await Promise.all([took(once(silent, 'ping')), took(once(silent, 'close'))]);
+    assert.ok(pinged > 24_500 && pinged < 30_000, `pinged after ${pinged} ms`);
+    assert.ok(closed > pinged + 24_500 && closed < pinged + 30_000, `closed after ${closed} ms`);
+    assert.equal(alive.readyState, WebSocket.OPEN);
+    alive.terminate();
+  });
+
   test('a socket that sends nothing but garbage is closed in the end', async () => {
     const { port } = await startBayeux();
     const socket = new WebSocket(`ws://127.0.0.1:${port}/faye`);
