@@ -1,4 +1,4 @@
-// What Raptor chose where Faye has nothing to go by, or does worse (`bayeux.md` 3.6, 6, 8.1, 8.5).
+// What Raptor chose where Faye has nothing to go by, or does worse (`bayeux.md` 3.4, 3.6, 6, 8.1, 8.5).
 
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
@@ -48,6 +48,12 @@ describe('chosen', { concurrency: true, timeout: 90_000 }, () => {
     const [{ clientId }] = await answer.json();
     const [connected] = await post(url, { channel: '/meta/connect', clientId, connectionType: 'long-polling', advice: { timeout: 0 } });
     assert.equal(connected.successful, true);
+  });
+
+  test('a preflight without an origin is for any', async () => {
+    const { url } = await startBayeux();
+    const answer = await fetch(url, { method: 'OPTIONS', headers: { Referer: 'http://page.example/x', 'Access-Control-Request-Method': 'POST' } });
+    assert.deepEqual([answer.status, answer.headers.get('access-control-allow-origin')], [200, '*']);
   });
 
   test('an encrypted channel takes ciphertext from its members, and nothing else', async () => {
