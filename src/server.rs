@@ -17,6 +17,8 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use warp::Filter;
 use warp::http::{HeaderMap, Request, StatusCode, Uri};
 use warp::reply::Response;
@@ -48,7 +50,17 @@ pub struct Server {
     rest: Arc<rest::Front>,
     bayeux: Arc<bayeux::Front>,
     settings: HttpSettings,
+    lives: Lives,
     shutdown_grace: Duration,
+}
+
+/// What lives while the server runs.
+#[derive(Clone, Default)]
+struct Lives {
+    /// Every connection, whatever it has become.
+    tasks: TaskTracker,
+    /// Told to those that speak HTTP.
+    stopping: CancellationToken,
 }
 
 #[derive(Clone)]
@@ -69,6 +81,7 @@ impl Server {
             ..
         } = config;
         let listener = TcpListener::bind(settings.listen).await?;
+        let lives = Lives::default();
         let hub = Arc::new(Hub::new());
         let ids = Arc::new(IdSource::new(RandomState::new().hash_one(()) as u32));
         let (fact_sink, facts) = fact_queue(FACTS_MAX);
@@ -84,13 +97,19 @@ impl Server {
                 pong_within: settings.pong_timeout,
                 write_timeout: settings.write_timeout,
                 inbound_message_bytes_max: settings.inbound_message_bytes_max,
+                tasks: lives.tasks.clone(),
             }),
             activity_timeout: settings.activity_timeout,
             assume_protocol: settings.assume_protocol,
             outbox_bytes_max: settings.outbox_bytes_max,
         };
-        let write_timeout = settings.write_timeout;
-        let bayeux = bayeux::Front::start(bayeux, apps.clone(), broker.clone(), write_timeout);
+        let bayeux = bayeux::Front::start(
+            bayeux,
+            apps.clone(),
+            broker.clone(),
+            settings.write_timeout,
+            &lives.tasks,
+        );
         let rest = rest::Front {
             broker: broker.clone(),
             apps,
@@ -106,6 +125,7 @@ impl Server {
                 head_timeout: settings.handshake_timeout,
                 path_prefix: settings.path_prefix.into(),
             },
+            lives,
             shutdown_grace: settings.shutdown_grace,
         })
     }
@@ -114,8 +134,8 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// Serves until `shutdown` is there, then tells every connection to go elsewhere and waits
-    /// for them to leave, but not longer than the configured grace.
+    /// Serves until `shutdown` is there. Then tells every connection to go elsewhere, lets
+    /// requests finish, and waits for all to leave, but not longer than the configured grace.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) {
         tokio::select! {
             () = self.accept() => {}
@@ -124,11 +144,16 @@ impl Server {
         let Self {
             listener,
             broker,
+            lives,
             shutdown_grace,
             ..
         } = self;
+        // First of all, so that nobody comes back to this server.
         drop(listener);
-        if timeout(shutdown_grace, broker.drain()).await.is_err() {
+        broker.drain();
+        lives.stopping.cancel();
+        lives.tasks.close();
+        if timeout(shutdown_grace, lives.tasks.wait()).await.is_err() {
             tracing::warn!("some connections did not leave in time");
         }
     }
@@ -139,8 +164,9 @@ impl Server {
         loop {
             match self.listener.accept().await {
                 Ok((stream, address)) => {
-                    let settings = self.settings.clone();
-                    tokio::spawn(serve(stream, address, routes.clone(), settings));
+                    let (settings, lives) = (self.settings.clone(), self.lives.clone());
+                    let served = serve(stream, address, routes.clone(), settings, lives.stopping);
+                    lives.tasks.spawn(served);
                 }
                 Err(error) => {
                     // Usually too many open files: others have to close before the next can come.
@@ -152,8 +178,13 @@ impl Server {
     }
 }
 
-async fn serve<F>(stream: TcpStream, address: SocketAddr, routes: F, settings: HttpSettings)
-where
+async fn serve<F>(
+    stream: TcpStream,
+    address: SocketAddr,
+    routes: F,
+    settings: HttpSettings,
+    stopping: CancellationToken,
+) where
     F: Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static,
     F::Future: Send,
 {
@@ -184,10 +215,19 @@ where
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut served = pin!(served);
-    let ended = match timeout(settings.head_timeout, &mut served).await {
-        Ok(ended) => ended,
-        Err(_) if has_asked.load(Ordering::Relaxed) => served.await,
-        Err(_) => return tracing::debug!(%address, "no request in time"),
+    let mut head_is_due = pin!(sleep(settings.head_timeout));
+    let mut is_stopping = false;
+    let ended = loop {
+        tokio::select! {
+            ended = &mut served => break ended,
+            () = &mut head_is_due, if !has_asked.load(Ordering::Relaxed) => {
+                return tracing::debug!(%address, "no request in time");
+            }
+            () = stopping.cancelled(), if !is_stopping => {
+                is_stopping = true;
+                served.as_mut().graceful_shutdown();
+            }
+        }
     };
     if let Err(error) = ended {
         tracing::debug!(%address, %error, "HTTP connection ended");

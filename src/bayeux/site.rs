@@ -4,6 +4,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use super::client::{Client, ClientSession};
 use super::settings::Settings;
@@ -43,6 +44,7 @@ impl Front {
         apps: Arc<AppRegistry>,
         broker: Arc<Broker>,
         write_timeout: Duration,
+        tasks: &TaskTracker,
     ) -> Self {
         let site = |(app_id, settings): (AppId, Settings)| {
             let site = Arc::new(Site {
@@ -55,6 +57,7 @@ impl Front {
                     pong_within: PING_AFTER,
                     write_timeout,
                     inbound_message_bytes_max: settings.limits.request_bytes_max,
+                    tasks: tasks.clone(),
                 }),
                 settings,
             });

@@ -5,16 +5,11 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
-
 use crate::hub::{Closing, Outbox};
 use crate::model::{AppId, SocketId};
 
 #[derive(Clone, Default)]
-pub(super) struct Admissions {
-    open: Arc<Mutex<Open>>,
-    all_gone: Arc<Notify>,
-}
+pub(super) struct Admissions(Arc<Mutex<Open>>);
 
 #[derive(Default)]
 struct Open {
@@ -52,25 +47,20 @@ impl Admissions {
         }
     }
 
-    /// Closes every outbox and returns when the last connection has gone.
-    pub async fn drain(&self) {
-        let gone = self.all_gone.notified();
+    /// Closes every outbox, of those who are here and of those who still come.
+    pub fn drain(&self) {
         let outboxes: Vec<_> = {
             let mut open = self.lock();
             open.draining = true;
             open.outboxes.values().cloned().collect()
         };
-        if outboxes.is_empty() {
-            return;
-        }
         for outbox in outboxes {
             outbox.close(Closing::Draining);
         }
-        gone.await;
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -96,9 +86,6 @@ impl Drop for Admission {
     fn drop(&mut self) {
         let mut open = self.admissions.lock();
         open.outboxes.remove(&self.who);
-        if open.outboxes.is_empty() {
-            self.admissions.all_gone.notify_waiters();
-        }
         if self.is_counted
             && let Some(count) = open.connections.get_mut(&self.app)
         {
@@ -142,35 +129,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn draining_ends_with_the_last_connection() {
-        let admissions = Admissions::default();
-        admissions.drain().await;
-        let (app, outbox) = (AppId::new("1"), outbox());
-        let admit = |who| admissions.admit(&app, who, outbox.clone());
-        let (first, second) = (admit(SocketId::new(1, 1)), admit(SocketId::new(1, 2)));
-        let drained = tokio::spawn({
-            let admissions = admissions.clone();
-            async move { admissions.drain().await }
-        });
-        tokio::task::yield_now().await;
-        drop(first);
-        tokio::task::yield_now().await;
-        assert!(!drained.is_finished());
-        drop(second);
-        drained.await.unwrap();
-    }
-
-    #[tokio::test]
     async fn who_comes_while_the_others_are_told_to_go_is_told_too() {
         let admissions = Admissions::default();
         let app = AppId::new("1");
         let (early, late) = (outbox(), outbox());
         let first = admissions.admit(&app, SocketId::new(1, 1), early.clone());
-        let drained = tokio::spawn({
-            let admissions = admissions.clone();
-            async move { admissions.drain().await }
-        });
-        tokio::task::yield_now().await;
+        admissions.drain();
         let second = admissions.admit(&app, SocketId::new(1, 2), late.clone());
         for outbox in [early, late] {
             let told = poll_fn(|cx| outbox.poll_take(cx, &mut VecDeque::new()));
@@ -178,6 +142,5 @@ mod tests {
             assert_eq!(told, Ok(Err(Closing::Draining)));
         }
         drop((first, second));
-        drained.await.unwrap();
     }
 }

@@ -69,9 +69,9 @@ impl Broker {
         self.admissions.admit(&app.id, who, outbox)
     }
 
-    /// Tells every connection to go elsewhere; returns when all have gone.
-    pub async fn drain(&self) {
-        self.admissions.drain().await;
+    /// Tells every connection to go elsewhere, also those that still come.
+    pub fn drain(&self) {
+        self.admissions.drain();
     }
 
     /// Subscribes; `acknowledge` makes what the subscriber receives first. The caller has checked

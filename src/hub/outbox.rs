@@ -13,6 +13,9 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::lock;
 
+/// An empty queue with room for more frames gives it back.
+const KEPT_FRAMES_MAX: usize = 64;
+
 /// One message to a peer, encoded. Cloning shares the bytes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Frame(Utf8Bytes);
@@ -123,6 +126,10 @@ impl Outbox {
         let mut state = self.state();
         state.bytes -= mem::take(&mut state.taken_bytes);
         if !state.frames.is_empty() {
+            // Both queues are used again and again, but not for ever as long as a burst was.
+            if batch.capacity() > KEPT_FRAMES_MAX {
+                *batch = VecDeque::new();
+            }
             mem::swap(batch, &mut state.frames);
             state.taken_bytes = state.bytes;
             return Poll::Ready(Ok(()));

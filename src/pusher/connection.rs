@@ -18,10 +18,7 @@ use crate::hub::{Closing, Frame, Outbox, Subscriber};
 use crate::model::{ChannelKind, ChannelName, Member, Message, SocketId, UserId};
 use crate::transport::websocket::{Close, Conversation};
 use crate::wire::json::TextField;
-use crate::wire::pusher::{self, ClientEvent, MemberError, Subscribe, Trigger, UserData};
-
-/// How much of a name that is no good is repeated to its sender.
-const ECHOED_CHARS_MAX: usize = 200;
+use crate::wire::pusher::{self, ClientEvent, MemberError, Subscribe, Trigger, UserData, abridged};
 
 /// An accepted connection. Dropping it leaves everything that it is subscribed to.
 pub struct Connection {
@@ -519,8 +516,4 @@ fn count(admission: &mut Admission, app: &App) -> Result<(), Close> {
 
 fn missing_channel() -> Refusal {
     Refusal::plain("Missing required parameter: channel")
-}
-
-fn abridged(text: &str) -> String {
-    text.chars().take(ECHOED_CHARS_MAX).collect()
 }

@@ -9,11 +9,8 @@ use warp::reply::Response;
 use crate::auth::AuthError;
 use crate::model::InvalidName;
 use crate::transport::http::{BodyError, text};
-use crate::wire::pusher::data_too_large;
+use crate::wire::pusher::{abridged, data_too_large};
 use crate::wire::rest::{Malformed, UnknownAttribute};
-
-/// How much of a name that is no good is repeated to its sender.
-const ECHOED_CHARS_MAX: usize = 200;
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ApiError {
@@ -108,7 +105,7 @@ impl fmt::Display for ApiError {
                 write!(f, "Event name too long ({chars} > {chars_max})")
             }
             Self::InvalidChannelName { name, why } => {
-                let name: String = name.chars().take(ECHOED_CHARS_MAX).collect();
+                let name = abridged(name);
                 write!(f, "Invalid channel name {name}: {why}")
             }
             Self::TooManyChannels {

@@ -24,6 +24,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Bytes, Message};
+use tokio_util::task::TaskTracker;
 use warp::http::header::{
     CONNECTION, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
     SEC_WEBSOCKET_VERSION, UPGRADE,
@@ -50,6 +51,8 @@ pub struct Settings {
     /// A peer that accepts nothing for this long is cut off.
     pub write_timeout: Duration,
     pub inbound_message_bytes_max: usize,
+    /// Runs the sockets, and knows when the last has said goodbye.
+    pub tasks: TaskTracker,
 }
 
 /// What a peer says and is told, apart from sockets and timers.
@@ -149,7 +152,8 @@ impl Upgrade {
         conversation: impl FnOnce() -> Result<C, Close> + Send + 'static,
     ) -> Response {
         let on_upgrade = self.on_upgrade;
-        tokio::spawn(async move {
+        let tasks = settings.tasks.clone();
+        tasks.spawn(async move {
             let Some(stream) = open(on_upgrade, &settings).await else {
                 return;
             };
@@ -455,6 +459,7 @@ mod tests {
             pong_within: Duration::from_secs(10),
             write_timeout: Duration::from_millis(200),
             inbound_message_bytes_max: 1000,
+            tasks: TaskTracker::new(),
         };
         let socket = Socket {
             stream: WebSocketStream::from_raw_socket(stream, Role::Server, None).await,

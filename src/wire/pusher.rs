@@ -202,6 +202,12 @@ pub fn data_too_large(bytes_max: usize) -> String {
     )
 }
 
+/// What is no good is repeated to its sender, but not at any length.
+pub fn abridged(text: &str) -> String {
+    const ECHOED_CHARS_MAX: usize = 200;
+    text.chars().take(ECHOED_CHARS_MAX).collect()
+}
+
 /// The first event of every accepted connection. `activity_timeout_secs` must not be 0:
 /// pusher-js gives up (`pusher.md` 1.2).
 pub fn connection_established(socket_id: SocketId, activity_timeout_secs: u64) -> String {
