@@ -390,12 +390,15 @@ async fn a_server_that_stops_answers_everybody_first() {
             "connectionType": "websocket", "id": "w"}]))
         .await;
     tokio::time::sleep(Duration::from_millis(100)).await;
-    server.stop().await;
-    let answer = read_answer(held).await.json();
-    assert_eq!(answer[0]["advice"]["reconnect"], "retry");
-    assert!(answer[0]["advice"]["interval"].as_u64().unwrap() < 5000);
-    assert_eq!(socket.next().await[0]["id"], "w");
-    assert_eq!(socket.close_code().await, 1001);
+    let clients = async move {
+        let answer = read_answer(held).await.json();
+        assert_eq!(answer[0]["advice"]["reconnect"], "retry");
+        assert!(answer[0]["advice"]["interval"].as_u64().unwrap() < 5000);
+        assert_eq!(socket.next().await[0]["id"], "w");
+        assert_eq!(socket.close_code().await, 1001);
+    };
+    // It ends when the last has taken its leave.
+    tokio::join!(server.stop(), clients);
 }
 
 /// A session whose client acknowledges what it receives, as CometD's does.
