@@ -241,20 +241,28 @@ impl Room {
 }
 
 impl Tally {
-    /// Counts the events in a text that holds any number of messages.
-    fn count(&self, text: &[u8], epoch: Instant) {
+    /// Counts the events in a text that holds any number of messages and returns how much of it
+    /// is done with.
+    fn count(&self, text: &[u8], epoch: Instant) -> usize {
         const MARK: &[u8] = b"\"data\":\"due ";
-        let mut rest = text;
-        while let Some(at) = rest.windows(MARK.len()).position(|window| window == MARK) {
-            rest = &rest[at + MARK.len()..];
-            let digits = rest.iter().take_while(|byte| byte.is_ascii_digit());
-            let due_us = digits.fold(0, |n, byte| n * 10 + u64::from(byte - b'0'));
-            let latency_us = (epoch.elapsed().as_micros() as u64).saturating_sub(due_us);
-            self.latencies_us.lock().unwrap().push(latency_us);
-            self.received.fetch_add(1, Ordering::Relaxed);
+        let now_us = epoch.elapsed().as_micros() as u64;
+        let mut latencies_us = self.latencies_us.lock().unwrap();
+        let (mut done, mut count) = (0, 0);
+        while let Some(at) = memchr::memmem::find(&text[done..], MARK) {
+            let data = done + at + MARK.len();
             // The rest of the data is filling.
-            rest = &rest[DATA_BYTES.min(rest.len()) - MARK.len()..];
+            let end = data - "due ".len() + DATA_BYTES;
+            if end > text.len() {
+                break;
+            }
+            let digits = text[data..].iter().take_while(|byte| byte.is_ascii_digit());
+            let due_us = digits.fold(0, |n, byte| n * 10 + u64::from(byte - b'0'));
+            latencies_us.push(now_us.saturating_sub(due_us));
+            count += 1;
+            done = end;
         }
+        self.received.fetch_add(count, Ordering::Relaxed);
+        done
     }
 }
 
@@ -289,8 +297,9 @@ async fn subscribed_socket(port: u16) -> WebSocket {
 }
 
 async fn hear(mut socket: WebSocket, tally: Arc<Tally>, epoch: Instant) {
-    while let Some(frame) = socket.frame().await {
-        tally.count(&frame, epoch);
+    while let Some(bytes) = socket.raw().await {
+        let done = tally.count(bytes, epoch);
+        bytes.drain(..done);
     }
 }
 

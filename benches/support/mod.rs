@@ -2,10 +2,14 @@
 
 #![allow(dead_code, reason = "each load test uses a part of it")]
 
+use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io::{BufRead, BufReader};
+use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
+use std::task::{Poll, ready};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 /// A server under test, ended when dropped.
@@ -94,12 +98,21 @@ impl Stream {
         self.stream.write_all(bytes).await.ok()
     }
 
-    /// Whether there was more.
+    /// Whether there was more. All streams read into one buffer, so that thousands of them take
+    /// little memory and time.
     async fn fill(&mut self) -> bool {
-        let mut buffer = [0; 16 * 1024];
-        let count = self.stream.read(&mut buffer).await.unwrap_or(0);
-        self.unread.extend_from_slice(&buffer[..count]);
-        count > 0
+        thread_local! {
+            static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; 64 * 1024]);
+        }
+        poll_fn(|cx| {
+            BUFFER.with_borrow_mut(|buffer| {
+                let mut read = ReadBuf::new(buffer);
+                let outcome = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read));
+                self.unread.extend_from_slice(read.filled());
+                Poll::Ready(outcome.is_ok() && !read.filled().is_empty())
+            })
+        })
+        .await
     }
 
     /// Takes the head of an HTTP answer.
@@ -161,6 +174,14 @@ impl WebSocket {
             if !self.0.fill().await {
                 return None;
             }
+        }
+    }
+
+    /// Everything that came, as it is on the wire: whole frames and pieces of frames.
+    pub async fn raw(&mut self) -> Option<&mut Vec<u8>> {
+        match self.0.fill().await {
+            true => Some(&mut self.0.unread),
+            false => None,
         }
     }
 
