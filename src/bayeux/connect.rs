@@ -13,7 +13,7 @@ use super::site::{SUPPORTED, Site, now_ms};
 use crate::hub::{Closing, Frame};
 use crate::transport::session::{Carrier, Parted, Vehicle};
 use crate::wire::bayeux::{
-    Advice, BayeuxError, Connect, ConnectionType, HeldConnect, Object, Reconnect, UNKNOWN_CLIENT,
+    Advice, Connect, ConnectionType, HeldConnect, Object, Reconnect, UNKNOWN_CLIENT,
 };
 
 /// An accepted connect whose answer may wait.
@@ -25,6 +25,7 @@ pub struct Connecting {
 
 /// What it takes to answer a connect.
 pub struct Waiting {
+    session_id: Arc<str>,
     connect: HeldConnect,
     timesync: Option<TimeSync>,
 }
@@ -64,7 +65,7 @@ impl Site {
             return Connected::Now(request.refused(&error, &Advice::handshake(0)));
         }
         let Some(session) = session else {
-            return Connected::Now(request.refused(&unknown(), &Advice::handshake(0)));
+            return Connected::Now(request.refused(&UNKNOWN_CLIENT.into(), &Advice::handshake(0)));
         };
         session.client.step_in().await;
         let hold = self.settings.limits.hold;
@@ -85,6 +86,7 @@ impl Site {
         };
         Connected::Later(Connecting {
             held: Waiting {
+                session_id: session.id.clone(),
                 connect: request.hold(),
                 timesync: TimeSync::asked(&request.ext, now_ms()),
             },
@@ -170,7 +172,8 @@ impl Site {
                 ..self.advice()
             },
             Parted::Closed(Closing::Slow) => {
-                return held.connect.refused(&unknown(), &Advice::handshake(0));
+                let unknown = UNKNOWN_CLIENT.of(&*held.session_id);
+                return held.connect.refused(&unknown, &Advice::handshake(0));
             }
         };
         held.accepted(&advice, None)
@@ -187,11 +190,6 @@ async fn wait_beside(session: &ClientSession, hold: Duration) {
     };
     // Either way there is nothing more to wait for.
     let _ = tokio::time::timeout(hold, wait).await;
-}
-
-/// Of a session that was there a moment ago.
-fn unknown() -> BayeuxError {
-    UNKNOWN_CLIENT.into()
 }
 
 fn spread_ms() -> u64 {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
-use futures_util::Stream;
-use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{Stream, StreamExt};
 use hyper::upgrade::OnUpgrade;
 use warp::http::header::{
     ACCEPT, ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS,
@@ -197,8 +197,9 @@ async fn respond(request: &Request, texts: Vec<String>, callback: Option<&str>) 
     let Some(Answers { replies, connects }) = exchange(site, texts).await else {
         return bad_request();
     };
+    // In the order in which they end (2.10).
     let polls = connects.into_iter().map(|connecting| site.poll(connecting));
-    let polled = join_all(polls).await;
+    let polled: Vec<_> = polls.collect::<FuturesUnordered<_>>().collect().await;
     let mut messages: Vec<&str> = replies.iter().map(String::as_str).collect();
     for Polled { reply, events, .. } in &polled {
         messages.push(reply);

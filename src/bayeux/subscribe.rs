@@ -28,6 +28,16 @@ enum Granted {
     Nothing,
 }
 
+impl Granted {
+    fn is_new_to(&self, state: &ClientState) -> bool {
+        match self {
+            Self::Channel(channel, _) => !state.channels.contains_key(channel),
+            Self::Pattern(pattern) => !state.patterns.contains(pattern),
+            Self::Presence(_) | Self::Nothing => false,
+        }
+    }
+}
+
 impl Site {
     /// `clientId` and `subscription` are required; private and presence channels need a proof in
     /// `ext`, see `Asked::verify`.
@@ -65,7 +75,8 @@ impl Site {
             granted.push(asked.grant(target, &state, &granted)?);
         }
         let subscriptions_max = self.settings.limits.subscriptions_per_session_max;
-        if state.subscriptions() + granted.len() > subscriptions_max {
+        let new = granted.iter().filter(|granted| granted.is_new_to(&state));
+        if state.subscriptions() + new.count() > subscriptions_max {
             return Err(TOO_MANY_REQUESTS.into());
         }
         self.apply(client, &mut state, granted).await
