@@ -70,7 +70,7 @@ Examples:
 A flag beats its environment variable, which beats the file.";
 
 /// Realtime messaging for your own machines: serves the clients and server libraries of Pusher
-/// Channels unchanged.
+/// Channels, and the clients of Faye and CometD, unchanged and on the same channels.
 ///
 /// Point a client at it with its host and port options, and an application with
 /// PUSHER_URL=http://KEY:SECRET@HOST:PORT/apps/ID.

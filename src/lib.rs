@@ -9,7 +9,7 @@
 //! | [`auth`] | sign and verify, in constant time |
 //! | [`apps`] | the applications: keys, switches, limits |
 //! | [`hub`] | who is subscribed on this node; hands events over to their outboxes |
-//! | [`transport`] | how bytes reach peers: the WebSocket and its loop, bits of HTTP |
+//! | [`transport`] | how bytes reach peers: the WebSocket loop, sessions that outlive a connection, bits of HTTP |
 //! | [`backend`] | makes the hubs of all nodes one; the seam is one trait |
 //! | [`broker`] | the walks that all front ends share: subscribe, leave, publish, sign in |
 //! | [`pusher`] | front end: `/app/:key` |
@@ -25,8 +25,9 @@
 //!
 //! A rule of the Pusher protocol is in `pusher/` if it is about what a client may do (with every
 //! close code in `pusher/close.rs`), in `wire/pusher.rs` if it is about how something is written,
-//! in `rest/` if it is about the HTTP API. Comments cite the specification by section
-//! (`pusher.md 2.3`), and `COMPATIBILITY.md` names the test of each rule.
+//! in `rest/` if it is about the HTTP API. A rule of Bayeux is in `bayeux/`, in the file of its meta
+//! channel or transport, or in `wire/bayeux/`; how its channel names map to Pusher's is
+//! `bayeux/mapping.rs` alone. Comments cite the specification by section (`pusher.md 2.3`), and `COMPATIBILITY.md` names the test of each rule.
 //!
 //! # Invariants
 //!

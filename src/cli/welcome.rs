@@ -19,9 +19,16 @@ pub fn text(address: SocketAddr, config: &Config) -> String {
             text += &format!("  key {}\n", key.key);
             text += &format!("  PUSHER_URL={}\n", app_url(address, app, key));
         }
+        for mount in mounts(config, app) {
+            text += &format!("  Faye at {}\n", url(address, mount));
+        }
     }
     if let Some(app) = config.apps.iter().find(|app| app.enabled) {
-        text += &snippets(address, app, &config.server.path_prefix);
+        text += &pusher_snippet(address, app, &config.server.path_prefix);
+        if let Some(mount) = mounts(config, app).first() {
+            text += &faye_snippet(&url(address, mount));
+        }
+        text += &trigger_snippet(address, app);
     }
     text.trim_end().to_owned()
 }
@@ -66,16 +73,16 @@ pub fn summary(config: &Config) -> String {
     text.trim_end().to_owned()
 }
 
-/// What makes a page receive an event and a shell send it.
-fn snippets(address: SocketAddr, app: &App, path_prefix: &str) -> String {
-    let key = &app.keys[0];
+/// The paths below which the app is a Bayeux server.
+fn mounts<'c>(config: &'c Config, app: &App) -> &'c [String] {
+    let settings = config.bayeux.iter().find(|(id, _)| *id == app.id);
+    settings.map_or(&[], |(_, settings)| &settings.mounts)
+}
+
+fn pusher_snippet(address: SocketAddr, app: &App, path_prefix: &str) -> String {
     let path = match path_prefix {
         "" => String::new(),
         prefix => format!("\n    wsPath: \"{prefix}\","),
-    };
-    let url = match app_url(address, app, key) {
-        default if default == DEVELOPMENT_URL => String::new(),
-        url => format!("--url {url} "),
     };
     format!(
         r#"
@@ -90,16 +97,42 @@ In a page, with pusher-js:
     enabledTransports: ["ws", "wss"],
   }});
   pusher.subscribe("my-channel").bind("my-event", (data) => console.log(data));
-
-Then, in a shell:
-
-  raptor trigger {url}my-channel my-event '{{"message":"hello"}}'
 "#,
-        key = key.key,
+        key = app.keys[0].key,
         host = host(address),
         port = address.port(),
         force_tls = app.features.force_tls,
     )
+}
+
+fn faye_snippet(url: &str) -> String {
+    format!(
+        r#"
+In a page, with Faye, on the same channel:
+
+  <script src="{url}/client.js"></script>
+  const client = new Faye.Client("{url}");
+  client.subscribe("/my-channel", (data) => console.log(data));
+"#
+    )
+}
+
+fn trigger_snippet(address: SocketAddr, app: &App) -> String {
+    let url = match app_url(address, app, &app.keys[0]) {
+        default if default == DEVELOPMENT_URL => String::new(),
+        url => format!("--url {url} "),
+    };
+    format!(
+        r#"
+Then, in a shell:
+
+  raptor trigger {url}my-channel my-event '{{"message":"hello"}}'
+"#
+    )
+}
+
+fn url(address: SocketAddr, path: &str) -> String {
+    format!("http://{}:{}{path}", host(address), address.port())
 }
 
 /// The URL that server libraries take, with a placeholder for a secret that is one.
@@ -180,6 +213,9 @@ mod tests {
             "new Pusher(\"app-key\"",
             "wsPort: 6001,",
             "raptor trigger my-channel my-event",
+            "Faye at http://127.0.0.1:6001/faye\n",
+            "<script src=\"http://127.0.0.1:6001/faye/client.js\"></script>\n",
+            "new Faye.Client(\"http://127.0.0.1:6001/faye\")",
         ] {
             assert!(shown.contains(part), "{part} in {shown}");
         }
@@ -194,6 +230,7 @@ mod tests {
         let shown = text(address("[::1]:7"), &config);
         assert!(!shown.contains("hush"), "{shown}");
         assert!(!summary(&config).contains("hush"));
+        assert!(!shown.contains("Faye"), "no app has a mount: {shown}");
         for part in [
             "App 3 (a \\u{1b}), disabled\n",
             "PUSHER_URL=http://old:YOUR-SECRET@[::1]:7/apps/four\n",
