@@ -216,12 +216,15 @@ async fn serve<F>(
         .with_upgrades();
     let mut served = pin!(served);
     let mut head_is_due = pin!(sleep(settings.head_timeout));
-    let mut is_stopping = false;
+    let (mut was_due, mut is_stopping) = (false, false);
     let ended = loop {
         tokio::select! {
             ended = &mut served => break ended,
-            () = &mut head_is_due, if !has_asked.load(Ordering::Relaxed) => {
-                return tracing::debug!(%address, "no request in time");
+            () = &mut head_is_due, if !was_due => {
+                was_due = true;
+                if !has_asked.load(Ordering::Relaxed) {
+                    return tracing::debug!(%address, "no request in time");
+                }
             }
             () = stopping.cancelled(), if !is_stopping => {
                 is_stopping = true;
