@@ -8,7 +8,8 @@ use crate::hub::{Closing, Frame};
 use crate::transport::websocket::Close;
 use crate::wire::pusher;
 
-const REASON_BYTES_MAX: usize = 123;
+/// A control frame holds 125 bytes, two of which are the code.
+const REASON_BYTES_MAX: usize = 125 - 2;
 
 macro_rules! closes {
     ($($(#[$doc:meta])* $name:ident = $code:literal $reason:literal;)*) => {
@@ -36,7 +37,6 @@ closes! {
 /// The close, with the `pusher:error` event in front of it that clients without close codes
 /// need, and that the others accept.
 pub fn close((code, reason): (u16, &'static str)) -> Close {
-    const { assert!(REASON_BYTES_MAX <= 125 - 2) };
     debug_assert!(reason.len() <= REASON_BYTES_MAX);
     Close {
         last_words: Some(Frame::from(pusher::error(Some(code), reason))),
