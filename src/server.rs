@@ -33,6 +33,7 @@ use crate::model::ids::IdSource;
 use crate::transport::http::{Peer, text};
 use crate::transport::receipt::{Receipted, Receipts};
 use crate::transport::websocket::{self, is_websocket_request};
+use crate::transport::writer::Flushers;
 use crate::{bayeux, pusher, rest};
 
 /// Facts that may wait for whoever tells the application.
@@ -82,6 +83,7 @@ impl Server {
         } = config;
         let listener = TcpListener::bind(settings.listen).await?;
         let lives = Lives::default();
+        let flushers = Arc::new(Flushers::start());
         let hub = Arc::new(Hub::new());
         let ids = Arc::new(IdSource::new(RandomState::new().hash_one(()) as u32));
         let (fact_sink, facts) = fact_queue(FACTS_MAX);
@@ -98,6 +100,7 @@ impl Server {
                 write_timeout: settings.write_timeout,
                 inbound_message_bytes_max: settings.inbound_message_bytes_max,
                 tasks: lives.tasks.clone(),
+                flushers: flushers.clone(),
             }),
             activity_timeout: settings.activity_timeout,
             assume_protocol: settings.assume_protocol,
@@ -109,6 +112,7 @@ impl Server {
             broker.clone(),
             settings.write_timeout,
             &lives.tasks,
+            &flushers,
         );
         let rest = rest::Front {
             broker: broker.clone(),
