@@ -12,6 +12,7 @@ use super::mapping::Scope;
 use super::settings::Wildcards;
 use super::site::{Site, now_ms};
 use crate::auth::{split_auth, subscription_text};
+use crate::metrics::{Limit, REFUSALS};
 use crate::model::{ChannelKind, ChannelName, Member};
 use crate::wire::bayeux::{
     AUTHENTICATION_REQUIRED, BayeuxError, Ext, FORBIDDEN_CHANNEL, Given, INVALID_SIGNATURE, Object,
@@ -77,6 +78,7 @@ impl Site {
         let subscriptions_max = self.settings.limits.subscriptions_per_session_max;
         let new = granted.iter().filter(|granted| granted.is_new_to(&state));
         if state.subscriptions() + new.count() > subscriptions_max {
+            REFUSALS.count(Limit::Subscriptions);
             return Err(TOO_MANY_REQUESTS.into());
         }
         self.apply(client, &mut state, granted).await

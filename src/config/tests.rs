@@ -108,6 +108,7 @@ fn every_key_reaches_its_place() {
         config.server,
         ServerSettings {
             listen: "[::1]:7001".parse().unwrap(),
+            metrics_listen: Some("127.0.0.1:9601".parse().unwrap()),
             path_prefix: "/realtime/v1".to_owned(),
             activity_timeout: secs(60),
             pong_timeout: secs(20),
