@@ -44,6 +44,8 @@ use status::StatusListener;
 
 /// Facts that may wait for whoever tells the application.
 const FACTS_MAX: usize = 65_536;
+/// Under which the log has them.
+const FACTS_LOG: &str = "raptor::facts";
 /// How long an HTTP connection may rest between requests, and the head of a later request take.
 /// Libraries expect a kept connection to be there still (`pusher.md` 5.1).
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
@@ -98,6 +100,7 @@ impl Server {
         let hub = Arc::new(Hub::new());
         let ids = Arc::new(IdSource::new(RandomState::new().hash_one(()) as u32));
         let (fact_sink, facts) = fact_queue(FACTS_MAX);
+        fact_sink.want_sessions(tracing::enabled!(target: FACTS_LOG, tracing::Level::DEBUG));
         tokio::spawn(log_facts(facts));
         let backend = Arc::new(Memory::new(hub.clone(), ids.clone(), fact_sink.clone()));
         let broker = Broker::new(hub, backend, fact_sink, ids);
@@ -405,7 +408,17 @@ fn per_app(page: &mut Page, name: &str, values: impl Iterator<Item = (AppId, u64
 /// Until something else reads them, facts go to the log, without what they carry.
 async fn log_facts(mut facts: mpsc::Receiver<Fact>) {
     while let Some(fact) = facts.recv().await {
-        let Fact { channel, kind, .. } = fact;
-        tracing::debug!(target: "raptor::facts", app = %channel.app, channel = %channel.name, "{}", kind.name());
+        let (app, name) = (fact.app(), fact.name());
+        match &fact {
+            Fact::Channel(fact) => {
+                let channel = &fact.channel.name;
+                tracing::debug!(target: FACTS_LOG, %app, %channel, "{name}");
+            }
+            Fact::Session(fact) => {
+                let session = fact.session.map(tracing::field::display);
+                let channel = fact.kind.channel();
+                tracing::debug!(target: FACTS_LOG, %app, session, channel, "{name}");
+            }
+        }
     }
 }

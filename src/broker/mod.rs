@@ -21,7 +21,8 @@ use crate::hub::{
 };
 use crate::model::ids::IdSource;
 use crate::model::{
-    AppId, Body, ChannelId, ChannelName, Event, FactKind, Member, Message, SocketId,
+    AppId, Body, ChannelId, ChannelName, Event, FactKind, Member, Message, SessionFactKind,
+    SocketId,
 };
 
 pub struct Broker {
@@ -177,6 +178,16 @@ impl Broker {
         let event = self.event(app, channel, except, Body::Message(message));
         self.facts.state(&event.channel, fact);
         self.backend.publish(event, None).await;
+    }
+
+    /// States what `kind` makes about a Bayeux session, if anybody wants to know of sessions.
+    pub fn state_session(
+        &self,
+        app: &App,
+        session: Option<SocketId>,
+        kind: impl FnOnce() -> SessionFactKind,
+    ) {
+        self.facts.state_session(&app.id, session, kind);
     }
 
     /// Subscribes to every channel of the app that the pattern matches; see
