@@ -1,6 +1,7 @@
 //! What a Bayeux session is subscribed to, and how it leaves.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::channel::Pattern;
@@ -9,8 +10,10 @@ use super::extensions::Unacknowledged;
 use super::mapping::Style;
 use crate::apps::App;
 use crate::broker::{Admission, Broker, Cache, Rate, Welcome};
-use crate::hub::{Acknowledgement, Closing, Frame, MemberLimitReached, Outbox, Subscriber};
-use crate::model::{ChannelName, Member, SocketId, UserId};
+use crate::hub::{
+    Acknowledgement, Closing, Expansion, Frame, MemberLimitReached, Outbox, Subscriber,
+};
+use crate::model::{ChannelName, Member, SessionFactKind, SocketId, UserId};
 use crate::transport::session::Session;
 
 pub type ClientSession = Arc<Session<Client>>;
@@ -26,6 +29,8 @@ pub struct Client {
     pub unacknowledged: Option<Mutex<Unacknowledged>>,
     /// One operation of a client at a time.
     pub state: tokio::sync::Mutex<ClientState>,
+    /// From the handshake until it leaves, in whatever way.
+    is_open: AtomicBool,
     broker: Arc<Broker>,
     outbox: Arc<Outbox>,
     _admission: Admission,
@@ -74,10 +79,23 @@ impl Client {
                 client_events,
                 ..ClientState::default()
             }),
+            is_open: AtomicBool::new(false),
             broker,
             outbox,
             _admission: admission,
         }
+    }
+
+    /// The handshake is accepted.
+    pub fn open(&self) {
+        self.is_open.store(true, Ordering::Relaxed);
+        self.tell(|| SessionFactKind::Handshake);
+    }
+
+    /// To be asked by whoever has the lock of `state`, before subscribing: what comes after the
+    /// end would not be left any more.
+    pub fn is_open(&self) -> bool {
+        self.is_open.load(Ordering::Relaxed)
     }
 
     pub fn subscriber(&self) -> Subscriber {
@@ -119,8 +137,22 @@ impl Client {
         self.outbox.push(frame);
     }
 
-    /// Subscribes to a channel that `state` does not hold yet.
+    /// Subscribes to a channel that the client asked for and `state` does not hold yet.
     pub async fn subscribe(
+        &self,
+        state: &mut ClientState,
+        channel: &ChannelName,
+        member: Option<Arc<Member>>,
+    ) -> Result<Subscribed, MemberLimitReached> {
+        let subscribed = self.join(state, channel, member).await?;
+        self.tell(|| SessionFactKind::Subscribe {
+            channel: self.encoding.name_of(channel),
+        });
+        Ok(subscribed)
+    }
+
+    /// The same without a word to the application.
+    pub async fn join(
         &self,
         state: &mut ClientState,
         channel: &ChannelName,
@@ -155,7 +187,33 @@ impl Client {
         if state.channels.remove(channel).is_some() {
             let broker = &self.broker;
             broker.unsubscribe(&self.app, channel, self.socket_id).await;
+            self.tell(|| SessionFactKind::Unsubscribe {
+                channel: self.encoding.name_of(channel),
+            });
         }
+    }
+
+    fn tell(&self, kind: impl FnOnce() -> SessionFactKind) {
+        let who = Some(self.socket_id);
+        self.broker.state_session(&self.app, who, kind);
+    }
+
+    pub async fn subscribe_pattern(
+        &self,
+        state: &mut ClientState,
+        pattern: Pattern,
+        expansion: Expansion,
+    ) {
+        if !state.patterns.insert(pattern.clone()) {
+            return;
+        }
+        let subscriber = self.subscriber();
+        (self.broker)
+            .subscribe_pattern(&self.app, pattern.as_str(), expansion, subscriber)
+            .await;
+        self.tell(|| SessionFactKind::Subscribe {
+            channel: pattern.as_str().into(),
+        });
     }
 
     pub async fn unsubscribe_pattern(&self, state: &mut ClientState, pattern: &Pattern) {
@@ -163,6 +221,9 @@ impl Client {
             (self.broker)
                 .unsubscribe_pattern(&self.app, pattern.as_str(), self.socket_id)
                 .await;
+            self.tell(|| SessionFactKind::Unsubscribe {
+                channel: pattern.as_str().into(),
+            });
         }
     }
 
@@ -188,7 +249,7 @@ impl Client {
         }
         let left = state.channels.clone();
         for (channel, member) in left.into_iter().filter(|(name, _)| name.is_presence()) {
-            if let Ok(subscribed) = self.subscribe(&mut state, &channel, member).await {
+            if let Ok(subscribed) = self.join(&mut state, &channel, member).await {
                 let roster = subscribed.roster.unwrap_or_default();
                 if let Some(frame) = self.encoding.roster(&channel, &roster) {
                     self.push(frame);
@@ -199,8 +260,22 @@ impl Client {
 
     pub async fn leave_all(&self) {
         let mut state = self.state.lock().await;
-        let held = std::mem::take(&mut *state);
-        held.leave(&self.broker, &self.app, self.socket_id).await;
+        if self.is_open() {
+            let held = std::mem::take(&mut *state);
+            self.leaving(held).leave().await;
+        }
+    }
+
+    /// `state` is all that the client holds. It is open no more.
+    fn leaving(&self, state: ClientState) -> Leaving {
+        self.is_open.store(false, Ordering::Relaxed);
+        Leaving {
+            state,
+            broker: self.broker.clone(),
+            app: self.app.clone(),
+            who: self.socket_id,
+            encoding: self.encoding,
+        }
     }
 }
 
@@ -212,22 +287,48 @@ impl ClientState {
     pub fn user(&self) -> Option<&Arc<Member>> {
         self.user.as_ref().map(|signed_in| &signed_in.user)
     }
+}
 
-    fn is_empty(&self) -> bool {
-        self.subscriptions() == 0 && self.user.is_none()
-    }
+/// All that a session has to leave, and what it takes to do it.
+struct Leaving {
+    state: ClientState,
+    broker: Arc<Broker>,
+    app: Arc<App>,
+    who: SocketId,
+    encoding: &'static Bayeux,
+}
 
-    async fn leave(self, broker: &Broker, app: &App, who: SocketId) {
-        for channel in self.channels.keys() {
-            broker.unsubscribe(app, channel, who).await;
+impl Leaving {
+    async fn leave(self) {
+        let Self {
+            state,
+            broker,
+            app,
+            who,
+            encoding,
+        } = self;
+        let tell = |kind: &dyn Fn() -> SessionFactKind| broker.state_session(&app, Some(who), kind);
+        for channel in state.channels.keys() {
+            broker.unsubscribe(&app, channel, who).await;
+            // A user's own channel came with the sign-in.
+            if channel.is_reported() {
+                tell(&|| SessionFactKind::Unsubscribe {
+                    channel: encoding.name_of(channel),
+                });
+            }
         }
-        for pattern in &self.patterns {
-            broker.unsubscribe_pattern(app, pattern.as_str(), who).await;
+        for pattern in &state.patterns {
+            let pattern = pattern.as_str();
+            broker.unsubscribe_pattern(&app, pattern, who).await;
+            tell(&|| SessionFactKind::Unsubscribe {
+                channel: pattern.into(),
+            });
         }
-        if let Some(signed_in) = self.user {
-            broker.unwatch(app, who, &signed_in.watchlist).await;
-            broker.sign_out(app, who, &signed_in.user.user_id).await;
+        if let Some(signed_in) = state.user {
+            broker.unwatch(&app, who, &signed_in.watchlist).await;
+            broker.sign_out(&app, who, &signed_in.user.user_id).await;
         }
+        tell(&|| SessionFactKind::Disconnect);
     }
 }
 
@@ -246,16 +347,16 @@ impl Default for ClientState {
 /// For a session that nobody ended in order.
 impl Drop for Client {
     fn drop(&mut self) {
-        let state = std::mem::take(self.state.get_mut());
-        if state.is_empty() {
+        if !*self.is_open.get_mut() {
             return;
         }
         // Without a runtime the process is at its end, and there is nobody left to tell.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
-        let (broker, app, who) = (self.broker.clone(), self.app.clone(), self.socket_id);
-        runtime.spawn(async move { state.leave(&broker, &app, who).await });
+        let state = std::mem::take(self.state.get_mut());
+        let leaving = self.leaving(state);
+        runtime.spawn(leaving.leave());
     }
 }
 

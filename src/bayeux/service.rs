@@ -11,7 +11,7 @@ use super::site::Site;
 use crate::auth::{split_auth, user_text};
 use crate::model::{ChannelName, UserId};
 use crate::wire::bayeux::{
-    AUTHENTICATION_REQUIRED, Given, INVALID_SIGNATURE, INVALID_USER, Reason,
+    AUTHENTICATION_REQUIRED, Given, INVALID_SIGNATURE, INVALID_USER, Reason, UNKNOWN_CLIENT,
 };
 use crate::wire::pusher::{self, UserData};
 
@@ -66,6 +66,9 @@ impl Site {
         check_user(&user, &client.app.limits)?;
 
         let mut state = client.state.lock().await;
+        if !client.is_open() {
+            return Err(UNKNOWN_CLIENT);
+        }
         let who = client.socket_id;
         let user_id = user.user_id.clone();
         match state.user.take() {
@@ -88,7 +91,7 @@ impl Site {
                     .await;
                 let inbox = ChannelName::server_to_user(&user_id);
                 // Only presence channels can be full.
-                let _ = client.subscribe(&mut state, &inbox, None).await;
+                let _ = client.join(&mut state, &inbox, None).await;
             }
         }
         self.watch(client, &mut state, watchlist).await;

@@ -107,11 +107,8 @@ impl Site {
 
     /// Ends a session in order: it leaves all its channels first.
     pub async fn end(&self, session: &ClientSession) {
-        let client = &session.client;
-        client.leave_all().await;
-        if self.sessions.end(session) {
-            tracing::debug!(app = %client.app.id, socket_id = %client.socket_id, "session ended");
-        }
+        session.client.leave_all().await;
+        self.sessions.end(session);
     }
 
     async fn sweep(&self) {

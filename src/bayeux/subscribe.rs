@@ -12,6 +12,7 @@ use super::mapping::Scope;
 use super::settings::Wildcards;
 use super::site::{Site, now_ms};
 use crate::auth::{split_auth, subscription_text};
+use crate::metrics::{Limit, REFUSALS};
 use crate::model::{ChannelKind, ChannelName, Member};
 use crate::wire::bayeux::{
     AUTHENTICATION_REQUIRED, BayeuxError, Ext, FORBIDDEN_CHANNEL, Given, INVALID_SIGNATURE, Object,
@@ -62,6 +63,9 @@ impl Site {
         let is_proven = self.settings.check_subscribe(request, now_ms())?;
         let client = &session.client;
         let mut state = client.state.lock().await;
+        if !client.is_open() {
+            return Err(UNKNOWN_CLIENT.into());
+        }
         let names = request.subscription.as_ref().map(|s| s.elements());
         let mut granted = Vec::with_capacity(targets.len());
         for (target, name) in targets.into_iter().zip(names.unwrap_or_default()) {
@@ -77,6 +81,7 @@ impl Site {
         let subscriptions_max = self.settings.limits.subscriptions_per_session_max;
         let new = granted.iter().filter(|granted| granted.is_new_to(&state));
         if state.subscriptions() + new.count() > subscriptions_max {
+            REFUSALS.count(Limit::Subscriptions);
             return Err(TOO_MANY_REQUESTS.into());
         }
         self.apply(client, &mut state, granted).await
@@ -111,27 +116,15 @@ impl Site {
                     }
                     done.push(channel);
                 }
-                Granted::Pattern(pattern) => self.subscribe_pattern(client, state, pattern).await,
+                Granted::Pattern(pattern) => {
+                    let expansion = expansion(self.settings.style, self.settings.wildcards);
+                    client.subscribe_pattern(state, pattern, expansion).await;
+                }
                 Granted::Presence(room) => self.send_roster(client, &room).await,
                 Granted::Nothing => {}
             }
         }
         Ok((!ext.is_empty()).then(|| ext.end()))
-    }
-
-    async fn subscribe_pattern(&self, client: &Client, state: &mut ClientState, pattern: Pattern) {
-        if !state.patterns.insert(pattern.clone()) {
-            return;
-        }
-        let expansion = expansion(self.settings.style, self.settings.wildcards);
-        (self.broker)
-            .subscribe_pattern(
-                &client.app,
-                pattern.as_str(),
-                expansion,
-                client.subscriber(),
-            )
-            .await;
     }
 
     async fn try_unsubscribe(&self, request: &Subscribe<'_>) -> Result<(), BayeuxError> {

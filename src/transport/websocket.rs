@@ -34,6 +34,7 @@ use super::http::text;
 use super::receipt::Receipted;
 use super::writer::{Attention, Flushers, Source, Stopped, Writer};
 use crate::hub::Frame;
+use crate::metrics::{CUT_OFFS, CutOff};
 use crate::wire::websocket::{
     Decoder, Incoming, Malformed, push_close, push_ping, push_pong, push_text,
 };
@@ -361,7 +362,10 @@ impl<C: Conversation> Socket<C> {
             // While the peer took nothing it was not listened to: its answer may lie there already.
             Some(pinged_at) if now - pinged_at >= pong_within => match self.receive()? {
                 true => self.hear().await,
-                false => Err(End::Close(self.conversation.on_silence())),
+                false => {
+                    CUT_OFFS.count(CutOff::NoPong);
+                    Err(End::Close(self.conversation.on_silence()))
+                }
             },
             _ => Ok(()),
         }
@@ -381,7 +385,10 @@ impl<C: Conversation> Socket<C> {
                     }
                 }
                 close = poll_fn(|cx| self.writer.poll_abandon(cx)) => return Err(End::Close(close)),
-                () = &mut patience => return Err(End::Broken),
+                () = &mut patience => {
+                    CUT_OFFS.count(CutOff::WriteTimeout);
+                    return Err(End::Broken);
+                }
             }
         }
         Ok(())
@@ -490,9 +497,15 @@ fn has_said_goodbye(decoder: &mut Decoder) -> bool {
 
 fn unreadable(why: Malformed) -> Close {
     match why {
-        Malformed::TooLarge => Close::plain(1009, "Message too large"),
+        Malformed::TooLarge => {
+            CUT_OFFS.count(CutOff::MessageTooLarge);
+            Close::plain(1009, "Message too large")
+        }
         Malformed::NotUtf8 => Close::plain(1007, "Text is not valid UTF-8"),
-        Malformed::Protocol => Close::plain(1002, "WebSocket protocol error"),
+        Malformed::Protocol => {
+            CUT_OFFS.count(CutOff::ProtocolError);
+            Close::plain(1002, "WebSocket protocol error")
+        }
     }
 }
 
