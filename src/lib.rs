@@ -8,6 +8,7 @@
 //! | [`wire`] | text ↔ typed message, for each wire format; pure |
 //! | [`auth`] | sign and verify, in constant time |
 //! | [`apps`] | the applications: keys, switches, limits |
+//! | [`metrics`] | what is counted, and how it is printed for Prometheus |
 //! | [`hub`] | who is subscribed on this node; hands events over to their outboxes |
 //! | [`transport`] | how bytes reach peers: the WebSocket loop, sessions that outlive a connection, bits of HTTP |
 //! | [`backend`] | makes the hubs of all nodes one; the seam is one trait |
@@ -72,6 +73,7 @@ pub mod hub;
 
 pub mod apps;
 pub mod auth;
+pub mod metrics;
 pub mod wire;
 
 pub mod model;

@@ -10,6 +10,7 @@ use super::client::ClientSession;
 use super::settings::{ClientPublish, Trust};
 use super::site::{Site, now_ms};
 use crate::apps::App;
+use crate::metrics::{Limit, REFUSALS};
 use crate::model::{ChannelKind, ChannelName, Message, SessionFactKind, UserId};
 use crate::wire::bayeux::payload::{event_name, pusher_data};
 use crate::wire::bayeux::{
@@ -131,7 +132,10 @@ impl Site {
                     .map(|member: &Arc<_>| member.user_id.clone());
                 match state.client_events.allows_one_more() {
                     true => Ok(user_id),
-                    false => Err(TOO_MANY_REQUESTS),
+                    false => {
+                        REFUSALS.count(Limit::ClientEvents);
+                        Err(TOO_MANY_REQUESTS)
+                    }
                 }
             }
             ChannelKind::ServerToUser | ChannelKind::Internal => Err(FORBIDDEN_CHANNEL),

@@ -13,6 +13,7 @@ use super::settings::Wildcards;
 use super::site::{Site, now_ms};
 use crate::auth::{split_auth, subscription_text};
 use crate::broker::{Held, Membership};
+use crate::metrics::{Limit, REFUSALS};
 use crate::model::{ChannelKind, ChannelName, Member};
 use crate::wire::bayeux::{
     AUTHENTICATION_REQUIRED, BayeuxError, Ext, FORBIDDEN_CHANNEL, Given, INVALID_SIGNATURE, Object,
@@ -83,6 +84,7 @@ impl Site {
         let held = state.membership.held();
         let new = granted.iter().filter(|granted| granted.is_new_to(held));
         if state.subscriptions() + new.count() > subscriptions_max {
+            REFUSALS.count(Limit::Subscriptions);
             return Err(TOO_MANY_REQUESTS.into());
         }
         self.apply(client, &mut state, granted).await

@@ -7,6 +7,7 @@ mod membership;
 mod rate;
 mod users;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 pub use admission::{Admission, OverQuota};
@@ -17,11 +18,13 @@ pub use rate::Rate;
 use crate::apps::App;
 use crate::backend::{Backend, FactSink, Joining, LastEvent};
 use crate::hub::{
-    Acknowledgement, Expansion, Hub, MemberLimitReached, Occupancy, Outbox, Roster, Subscriber,
+    Acknowledgement, Expansion, Hub, Load, MemberLimitReached, Occupancy, Outbox, Roster,
+    Subscriber,
 };
 use crate::model::ids::IdSource;
 use crate::model::{
-    Body, ChannelId, ChannelName, Event, FactKind, Member, Message, SessionFactKind, SocketId,
+    AppId, Body, ChannelId, ChannelName, Event, FactKind, Member, Message, SessionFactKind,
+    SocketId,
 };
 
 pub struct Broker {
@@ -71,6 +74,22 @@ impl Broker {
     /// Notes a new connection of the app. It has yet to be counted against the app's limit.
     pub fn admit(&self, app: &App, who: SocketId, outbox: Arc<Outbox>) -> Admission {
         self.admissions.admit(&app.id, who, outbox)
+    }
+
+    /// How many connections each app has on this node.
+    pub fn connections(&self) -> HashMap<AppId, usize> {
+        self.admissions.connections()
+    }
+
+    /// How many channels and subscriptions each app has on this node.
+    pub fn loads(&self) -> HashMap<AppId, Load> {
+        self.hub.loads()
+    }
+
+    /// What waits for all connections together, in bytes. Events that several wait for count as
+    /// often.
+    pub fn outbox_bytes(&self) -> usize {
+        self.admissions.outbox_bytes()
     }
 
     /// Tells every connection to go elsewhere, also those that still come.

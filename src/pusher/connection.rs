@@ -15,6 +15,7 @@ use crate::apps::App;
 use crate::auth::{self, split_auth};
 use crate::broker::{Admission, Membership, OverQuota, Rate, SignedInAsAnother, Welcome};
 use crate::hub::{Closing, Frame, Outbox, Subscriber};
+use crate::metrics::{CUT_OFFS, CutOff, Limit, REFUSALS};
 use crate::model::{ChannelKind, ChannelName, Member, Message, SocketId, UserId};
 use crate::transport::websocket::{Close, Conversation};
 use crate::wire::json::TextField;
@@ -110,6 +111,7 @@ impl Connection {
         if let Some(max) = limits.subscriptions_per_connection_max
             && self.membership.held().channels.len() >= max.get()
         {
+            REFUSALS.count(Limit::Subscriptions);
             let message = format!("Connection is over its limit of {max} subscriptions");
             return Err(Refusal::limit_reached(message, 429));
         }
@@ -140,6 +142,7 @@ impl Connection {
         let acknowledge = |arrived: Welcome<'_>| welcome(channel, arrived);
         let joined = self.membership.subscribe(channel, member, acknowledge);
         if joined.await.is_err() {
+            REFUSALS.count(Limit::PresenceMembers);
             let max = self.app.limits.presence_members_max;
             let message = format!("Presence channel {channel} is over its limit of {max} members");
             return Err(Refusal::limit_reached(message, 429));
@@ -193,6 +196,7 @@ impl Connection {
             return Err(Refusal::not_authorised(message));
         };
         if !app_key.secret.verify(signed.as_bytes(), signature) {
+            REFUSALS.count(Limit::Signature);
             let signature = abridged(signature);
             let message = format!(
                 "Invalid signature: Expected HMAC SHA256 hex digest of {signed}, but got {signature}"
@@ -318,6 +322,7 @@ impl Connection {
             return Err(Refusal::plain(message));
         }
         if !self.client_events.allows_one_more() {
+            REFUSALS.count(Limit::ClientEvents);
             let message = "Client event rejected due to rate limit";
             return Err(Refusal::plain(message).with_code(4301));
         }
@@ -422,6 +427,7 @@ impl Conversation for Connection {
     }
 
     fn on_deadline(&mut self) -> Result<(), Close> {
+        CUT_OFFS.count(CutOff::NotAuthorized);
         Err(close::close(close::NOT_AUTHORIZED_IN_TIME))
     }
 

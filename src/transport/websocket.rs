@@ -35,6 +35,7 @@ use warp::reply::Response;
 use super::http::text;
 use super::receipt::Receipted;
 use crate::hub::Frame;
+use crate::metrics::{CUT_OFFS, CutOff};
 
 /// Both directions of an idle connection together stay far below the size of its kernel buffers.
 const READ_BUFFER_BYTES: usize = 1024;
@@ -280,7 +281,10 @@ impl Socket {
             Some(pinged_at) if now - pinged_at >= pong_within => {
                 match self.stream.next().now_or_never() {
                     Some(message) => self.on_message(message, conversation).await,
-                    None => Err(End::Close(conversation.on_silence())),
+                    None => {
+                        CUT_OFFS.count(CutOff::NoPong);
+                        Err(End::Close(conversation.on_silence()))
+                    }
                 }
             }
             _ => Ok(()),
@@ -353,7 +357,10 @@ impl Socket {
             biased;
             written = written => written.map_err(|_| End::Broken),
             close = poll_fn(|cx| conversation.poll_abandon(cx)) => Err(End::Close(close)),
-            () = sleep(self.settings.write_timeout) => Err(End::Broken),
+            () = sleep(self.settings.write_timeout) => {
+                CUT_OFFS.count(CutOff::WriteTimeout);
+                Err(End::Broken)
+            }
         }
     }
 
@@ -400,11 +407,15 @@ impl Socket {
 fn unreadable(error: &Error) -> Option<Close> {
     match error {
         Error::Capacity(CapacityError::MessageTooLong { .. }) => {
+            CUT_OFFS.count(CutOff::MessageTooLarge);
             Some(Close::plain(1009, "Message too large"))
         }
         Error::Utf8(_) => Some(Close::plain(1007, "Text is not valid UTF-8")),
         Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
-        Error::Protocol(_) => Some(Close::plain(1002, "WebSocket protocol error")),
+        Error::Protocol(_) => {
+            CUT_OFFS.count(CutOff::ProtocolError);
+            Some(Close::plain(1002, "WebSocket protocol error"))
+        }
         _ => None,
     }
 }
