@@ -3,6 +3,7 @@
 
 mod admission;
 mod counts;
+mod membership;
 mod rate;
 mod users;
 
@@ -11,6 +12,7 @@ use std::sync::Arc;
 
 pub use admission::{Admission, OverQuota};
 use counts::Counts;
+pub use membership::{Held, Membership, SignIn, SignedIn, SignedInAsAnother};
 pub use rate::Rate;
 
 use crate::apps::App;
