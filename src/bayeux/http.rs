@@ -240,13 +240,17 @@ async fn respond(request: &Request, texts: Vec<String>, callback: Option<&str>) 
 /// and its request is dropped: a page that closes says goodbye and does not wait.
 async fn exchange(site: &Arc<Site>, texts: Vec<String>) -> Option<Answers> {
     let site = site.clone();
-    let answered = tokio::spawn(async move {
+    let mut answering = Box::pin(async move {
         let messages_max = site.settings.limits.messages_per_request_max;
         let texts = texts.iter().map(String::as_str);
         let messages = parse_all(texts, messages_max).ok()?;
         Some(site.answer(&messages).await)
     });
-    answered.await.ok().flatten()
+    // Most need no task for that.
+    match futures_util::poll!(&mut answering) {
+        Poll::Ready(answers) => answers,
+        Poll::Pending => tokio::spawn(answering).await.ok().flatten(),
+    }
 }
 
 /// A body with events. What it brings counts as sent once it is with the kernel; until then it
