@@ -37,6 +37,7 @@ use crate::model::{AppId, Fact};
 use crate::transport::http::{Peer, text};
 use crate::transport::receipt::{Receipted, Receipts};
 use crate::transport::websocket::{self, is_websocket_request};
+use crate::transport::writer::Flushers;
 use crate::{bayeux, pusher, rest};
 
 pub use status::Status;
@@ -97,6 +98,7 @@ impl Server {
             None => None,
         };
         let lives = Lives::default();
+        let flushers = Arc::new(Flushers::start());
         let hub = Arc::new(Hub::new());
         let ids = Arc::new(IdSource::new(RandomState::new().hash_one(()) as u32));
         let (fact_sink, facts) = fact_queue(FACTS_MAX);
@@ -114,6 +116,7 @@ impl Server {
                 write_timeout: settings.write_timeout,
                 inbound_message_bytes_max: settings.inbound_message_bytes_max,
                 tasks: lives.tasks.clone(),
+                flushers: flushers.clone(),
             }),
             activity_timeout: settings.activity_timeout,
             assume_protocol: settings.assume_protocol,
@@ -125,6 +128,7 @@ impl Server {
             broker.clone(),
             settings.write_timeout,
             &lives.tasks,
+            &flushers,
         );
         let rest = rest::Front {
             broker: broker.clone(),

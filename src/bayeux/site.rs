@@ -13,6 +13,7 @@ use crate::broker::Broker;
 use crate::model::AppId;
 use crate::transport::session::{Sessions, Vehicle};
 use crate::transport::websocket;
+use crate::transport::writer::Flushers;
 use crate::wire::bayeux::{Advice, ConnectionType, Given};
 
 /// How often sessions are looked through for those whose time is over.
@@ -45,6 +46,7 @@ impl Front {
         broker: Arc<Broker>,
         write_timeout: Duration,
         tasks: &TaskTracker,
+        flushers: &Arc<Flushers>,
     ) -> Self {
         let site = |(app_id, settings): (AppId, Settings)| {
             let site = Arc::new(Site {
@@ -58,6 +60,7 @@ impl Front {
                     write_timeout,
                     inbound_message_bytes_max: settings.limits.request_bytes_max,
                     tasks: tasks.clone(),
+                    flushers: flushers.clone(),
                 }),
                 settings,
             });

@@ -115,6 +115,11 @@ impl Broker {
             members_max: app.limits.presence_members_max,
         };
         let joined = self.backend.join(&id, joining).await?;
+        // Before the acknowledgement, so that of clients that come one after the other each is
+        // counted. The subscriber itself learns of it behind its acknowledgement all the same.
+        (self.counts)
+            .changed(app, &id, joined.connections, joined.version)
+            .await;
         let last_event = match channel.is_cached() {
             true => Some(self.backend.last_event(&id).await),
             false => None,
@@ -133,9 +138,6 @@ impl Broker {
         if is_miss {
             self.facts.state(&id, FactKind::CacheMiss);
         }
-        (self.counts)
-            .changed(app, &id, joined.connections, joined.version)
-            .await;
         Ok(())
     }
 

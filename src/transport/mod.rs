@@ -4,3 +4,4 @@ pub mod http;
 pub mod receipt;
 pub mod session;
 pub mod websocket;
+pub mod writer;
