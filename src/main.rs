@@ -12,10 +12,6 @@ use raptor::server::Server;
 
 use cli::Command;
 
-/// Requests come and go with many small allocations.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 #[tokio::main]
 async fn main() -> ExitCode {
     let outcome = match Command::given() {
