@@ -7,6 +7,7 @@ mod bayeux;
 mod convert;
 mod problem;
 mod section;
+mod webhooks;
 #[cfg(test)]
 mod tests;
 mod written;
@@ -30,6 +31,7 @@ pub struct Config {
     pub apps: Vec<App>,
     /// For each app what it says about Bayeux. Mounts are distinct.
     pub bayeux: Vec<(AppId, crate::bayeux::Settings)>,
+    pub webhooks: crate::webhooks::Settings,
     /// What is allowed, but probably not meant.
     pub warnings: Vec<Problem>,
 }
@@ -81,6 +83,7 @@ impl Config {
             log: LogSettings::default(),
             apps: vec![development_app()],
             bayeux: vec![development_bayeux()],
+            webhooks: Default::default(),
             warnings: Vec::new(),
         }
     }

@@ -15,7 +15,6 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -28,11 +27,11 @@ use crate::backend::{Memory, fact_queue};
 use crate::broker::Broker;
 use crate::config::Config;
 use crate::hub::Hub;
-use crate::model::Fact;
 use crate::model::ids::IdSource;
 use crate::transport::http::{Peer, text};
 use crate::transport::receipt::{Receipted, Receipts};
 use crate::transport::websocket::{self, is_websocket_request};
+use crate::webhooks::{self, Webhooks};
 use crate::{bayeux, pusher, rest};
 
 /// Facts that may wait for whoever tells the application.
@@ -52,6 +51,14 @@ pub struct Server {
     settings: HttpSettings,
     lives: Lives,
     shutdown_grace: Duration,
+    webhooks: Option<Webhooks>,
+}
+
+/// Why a server cannot start.
+#[derive(Debug)]
+pub enum StartError {
+    Listen(std::io::Error),
+    Webhooks(webhooks::StartError),
 }
 
 /// What lives while the server runs.
@@ -73,22 +80,25 @@ struct HttpSettings {
 
 impl Server {
     /// Listens from now on; serves once run.
-    pub async fn start(config: Config) -> std::io::Result<Self> {
+    pub async fn start(config: Config) -> Result<Self, StartError> {
         let Config {
             server: settings,
             apps,
             bayeux,
+            webhooks,
             ..
         } = config;
-        let listener = TcpListener::bind(settings.listen).await?;
+        let listener = TcpListener::bind(settings.listen).await;
+        let listener = listener.map_err(StartError::Listen)?;
         let lives = Lives::default();
         let hub = Arc::new(Hub::new());
         let ids = Arc::new(IdSource::new(RandomState::new().hash_one(()) as u32));
         let (fact_sink, facts) = fact_queue(FACTS_MAX);
-        tokio::spawn(log_facts(facts));
         let backend = Arc::new(Memory::new(hub.clone(), ids.clone(), fact_sink.clone()));
         let broker = Broker::new(hub, backend, fact_sink, ids);
         let apps = Arc::new(AppRegistry::new(apps));
+        let webhooks = Webhooks::start(webhooks, apps.clone(), facts).await;
+        let webhooks = webhooks.map_err(StartError::Webhooks)?;
         let pusher = pusher::Front {
             broker: broker.clone(),
             apps: apps.clone(),
@@ -127,6 +137,7 @@ impl Server {
             },
             lives,
             shutdown_grace: settings.shutdown_grace,
+            webhooks,
         })
     }
 
@@ -146,6 +157,7 @@ impl Server {
             broker,
             lives,
             shutdown_grace,
+            webhooks,
             ..
         } = self;
         // First of all, so that nobody comes back to this server.
@@ -155,6 +167,9 @@ impl Server {
         lives.tasks.close();
         if timeout(shutdown_grace, lives.tasks.wait()).await.is_err() {
             tracing::warn!("some connections did not leave in time");
+        }
+        if let Some(webhooks) = webhooks {
+            webhooks.stop().await;
         }
     }
 
@@ -293,10 +308,13 @@ fn routes(
         .unify()
 }
 
-/// Until something else reads them, facts go to the log, without what they carry.
-async fn log_facts(mut facts: mpsc::Receiver<Fact>) {
-    while let Some(fact) = facts.recv().await {
-        let Fact { channel, kind, .. } = fact;
-        tracing::debug!(target: "raptor::facts", app = %channel.app, channel = %channel.name, "{}", kind.name());
+impl std::error::Error for StartError {}
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Listen(error) => error.fmt(f),
+            Self::Webhooks(error) => error.fmt(f),
+        }
     }
 }
