@@ -7,9 +7,9 @@ mod bayeux;
 mod convert;
 mod problem;
 mod section;
-mod webhooks;
 #[cfg(test)]
 mod tests;
+mod webhooks;
 mod written;
 
 pub use problem::{Problem, Problems, Site};

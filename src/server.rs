@@ -93,12 +93,16 @@ impl Server {
         let lives = Lives::default();
         let hub = Arc::new(Hub::new());
         let ids = Arc::new(IdSource::new(RandomState::new().hash_one(()) as u32));
-        let (fact_sink, facts) = fact_queue(FACTS_MAX);
-        let backend = Arc::new(Memory::new(hub.clone(), ids.clone(), fact_sink.clone()));
-        let broker = Broker::new(hub, backend, fact_sink, ids);
         let apps = Arc::new(AppRegistry::new(apps));
+        let (fact_sink, facts) = fact_queue(FACTS_MAX);
         let webhooks = Webhooks::start(webhooks, apps.clone(), facts).await;
         let webhooks = webhooks.map_err(StartError::Webhooks)?;
+        let fact_sink = match &webhooks {
+            Some(webhooks) => webhooks.note(fact_sink),
+            None => fact_sink,
+        };
+        let backend = Arc::new(Memory::new(hub.clone(), ids.clone(), fact_sink.clone()));
+        let broker = Broker::new(hub, backend, fact_sink, ids);
         let pusher = pusher::Front {
             broker: broker.clone(),
             apps: apps.clone(),

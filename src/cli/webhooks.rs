@@ -32,7 +32,9 @@ impl Webhooks {
             } => list(&archive, state, deliveries_max),
             Wish::Show(id) => {
                 let found = archive.find(&id).map_err(told)?;
-                Ok(show(&found.ok_or_else(|| format!("there is no delivery {id}"))?))
+                Ok(show(
+                    &found.ok_or_else(|| format!("there is no delivery {id}"))?,
+                ))
             }
             Wish::Replay(ids) => replay(&archive, &ids),
             Wish::ReplayDead => match archive.replay_dead().map_err(told)? {
@@ -176,7 +178,12 @@ mod tests {
     fn where_no_store_is_none_is_made() {
         let dir = std::env::temp_dir().join("raptor-has-no-such-directory");
         let wish = Wish::ReplayDead;
-        let error = Webhooks { dir: dir.clone(), wish }.run().unwrap_err();
+        let error = Webhooks {
+            dir: dir.clone(),
+            wish,
+        }
+        .run()
+        .unwrap_err();
         assert!(error.contains("cannot open"), "{error}");
         assert!(!dir.exists());
     }

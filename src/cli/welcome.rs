@@ -105,7 +105,11 @@ fn webhooks_kept(config: &Config) -> Option<String> {
 
 /// No header and no query: both may hold secrets.
 fn webhook(endpoint: &Endpoint) -> String {
-    let mut text = format!("{}: {}", endpoint.name.escape_debug(), endpoint.events.join(" "));
+    let mut text = format!(
+        "{}: {}",
+        endpoint.name.escape_debug(),
+        endpoint.events.join(" ")
+    );
     if !endpoint.channel_prefixes.is_empty() {
         let prefixes = endpoint.channel_prefixes.join("*, ");
         text += &format!(", on channels {prefixes}*");

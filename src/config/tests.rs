@@ -186,6 +186,7 @@ fn every_key_reaches_its_place() {
     assert_eq!(billing.headers["authorization"], "Bearer hush");
     assert_eq!(billing.batch_events_max, 500);
     assert_eq!(billing.timeout, secs(5));
+    assert_eq!(billing.retry_window, secs(600));
     assert!(billing.allow_private_networks);
     assert_eq!(local.batch_events_max, 1);
     assert_eq!(local.name, "http://127.0.0.1:8000/hook");
@@ -197,7 +198,7 @@ fn every_key_reaches_its_place() {
     assert_eq!(
         warnings,
         [
-            "complete.toml:70: the app id \"second\" is not a number\n    the server libraries for \
+            "complete.toml:71: the app id \"second\" is not a number\n    the server libraries for \
           Python and Go accept ids of digits only, such as 3"
         ]
     );

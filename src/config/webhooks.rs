@@ -95,6 +95,7 @@ fn draft(table: &mut Section) -> Option<EndpointDraft> {
         headers: headers(table),
         batch_events_max: if batching { batch_events_max } else { 1 },
         timeout: table.duration("timeout_secs", 1..=10, Endpoint::TIMEOUT),
+        retry_window: table.duration("retry_secs", 1..=86_400, Endpoint::RETRY_WINDOW),
         allow_private_networks: table.switch("allow_private_networks", false),
     };
     let url = url?;
@@ -117,7 +118,9 @@ fn url(table: &mut Section) -> Option<Sited<Uri>> {
     const MEND: &str = "write it as \"https://example.com/pusher/webhooks\"";
     let Some(text) = table.text("url") else {
         if table.site_of("url").is_none() {
-            table.reading.note(&table.site, "this webhook has no `url`", MEND);
+            table
+                .reading
+                .note(&table.site, "this webhook has no `url`", MEND);
         }
         return None;
     };
@@ -241,8 +244,10 @@ mod tests {
 
     fn config(text: &str) -> Config {
         let name = "raptor.toml".to_owned();
-        let text = format!("{text}\n[[apps]]\nid = '3'\nkey = 'k'\nsecret = 's'\n")
-            .replace("APP", "\n[[apps]]\nid = '1'\nkey = 'k1'\nsecret = 's1'\n[[apps.webhooks]]\n");
+        let text = format!("{text}\n[[apps]]\nid = '3'\nkey = 'k'\nsecret = 's'\n").replace(
+            "APP",
+            "\n[[apps]]\nid = '1'\nkey = 'k1'\nsecret = 's1'\n[[apps.webhooks]]\n",
+        );
         let file = Some(WrittenFile { name, text });
         let written = Written {
             file,
@@ -261,7 +266,10 @@ mod tests {
         };
         assert_eq!(endpoint.app.as_str(), "1");
         assert_eq!(endpoint.name, "https://a.example/hook");
-        assert_eq!(endpoint.url.to_string(), "https://a.example/hook?token=hush");
+        assert_eq!(
+            endpoint.url.to_string(),
+            "https://a.example/hook?token=hush"
+        );
         assert_eq!(endpoint.events.len(), 7);
         assert_eq!(endpoint.timeout, Duration::from_secs(10));
         assert_eq!(endpoint.batch_events_max, 100);

@@ -4,7 +4,7 @@
 //! it holds is bounded: a window of the log, and so many deliveries that are not over.
 
 use std::collections::{BTreeSet, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -25,8 +25,6 @@ use crate::wire;
 
 /// Sent with each attempt of a delivery, so that a receiver can tell a repeat.
 pub const ID_HEADER: &str = "x-raptor-webhook-id";
-/// Hosted's own (`pusher.md` 6.4). Python's verifier refuses what is older.
-const RETRY_WINDOW: Duration = Duration::from_secs(300);
 const BACKOFF_MAX: Duration = Duration::from_secs(128);
 /// To one endpoint at the same time.
 const REQUESTS_MAX: usize = 16;
@@ -38,6 +36,8 @@ const ANSWER_BYTES_MAX: usize = 65_536;
 const READ_EVENTS_MAX: usize = 1_000;
 /// How often the cursor is written, replays are looked for, and old events are given up.
 const TICK: Duration = Duration::from_secs(1);
+/// An endpoint that fails is named at most so often.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 /// Before a write that has failed is tried again.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -71,6 +71,14 @@ struct Sender {
     outbound: Outbound,
     requests: Semaphore,
     shared: Shared,
+    complaints: Mutex<Complaints>,
+}
+
+/// Failures, of which not each is worth a line of the log.
+#[derive(Default)]
+struct Complaints {
+    last: Option<Instant>,
+    since: usize,
 }
 
 impl Worker {
@@ -82,6 +90,7 @@ impl Worker {
                 outbound,
                 requests: Semaphore::new(REQUESTS_MAX),
                 shared,
+                complaints: Mutex::default(),
             }),
             queue: Queue::default(),
             read: 0,
@@ -169,7 +178,7 @@ impl Worker {
             endpoint: self.id,
             state,
             created_ms: now_ms(),
-            expires_ms: newest + RETRY_WINDOW.as_millis() as u64,
+            expires_ms: newest + self.retry_window_ms(),
             seqs: events.iter().map(|event| event.seq).collect(),
             channels,
             key: String::new(),
@@ -219,7 +228,7 @@ impl Worker {
 
     /// What has waited for the whole window becomes dead letters without an attempt.
     async fn give_up_the_old(&mut self) {
-        let oldest = now_ms().saturating_sub(RETRY_WINDOW.as_millis() as u64);
+        let oldest = now_ms().saturating_sub(self.retry_window_ms());
         let expired = self.queue.expired(oldest);
         if expired.is_empty() {
             return;
@@ -234,6 +243,10 @@ impl Worker {
         for event in &expired {
             self.unfinished.remove(&event.seq);
         }
+    }
+
+    fn retry_window_ms(&self) -> u64 {
+        self.sender.endpoint.retry_window.as_millis() as u64
     }
 
     async fn write_cursor(&mut self) {
@@ -259,10 +272,11 @@ impl Worker {
                 continue;
             };
             delivery.created_ms = now_ms();
-            delivery.expires_ms = delivery.created_ms + RETRY_WINDOW.as_millis() as u64;
+            delivery.expires_ms = delivery.created_ms + self.retry_window_ms();
             delivery.state = State::Pending;
             delivery.is_replay = true;
-            let body = wire::webhooks::renewed(&String::from_utf8_lossy(&body), delivery.created_ms);
+            let body =
+                wire::webhooks::renewed(&String::from_utf8_lossy(&body), delivery.created_ms);
             self.sender.sign(&mut delivery, body);
             lasting(|| store.renew(delivery.clone())).await;
             renewed.push(delivery);
@@ -284,7 +298,6 @@ impl Sender {
     /// Sends until it has arrived or is dead, or until the server stops. Returns it as it then is.
     async fn deliver(self: Arc<Self>, mut delivery: Delivery) -> Delivery {
         let Shared { store, stop, .. } = &self.shared;
-        let endpoint = &self.endpoint;
         let mut attempts = 0;
         while !stop.is_cancelled() {
             let permit = tokio::select! {
@@ -301,17 +314,7 @@ impl Sender {
                 _ if next_ms > delivery.expires_ms => State::Dead,
                 _ => State::Pending,
             };
-            if delivery.state != State::Delivered {
-                let why = match (&attempt.status, &attempt.error) {
-                    (Some(status), _) => format!("answered {status}"),
-                    (None, error) => error.clone().unwrap_or_default(),
-                };
-                let next = match delivery.state {
-                    State::Dead => "it is a dead letter now".to_owned(),
-                    _ => format!("next attempt in {} ms", pause.as_millis()),
-                };
-                tracing::warn!(app = %endpoint.app, endpoint = endpoint.name, id = delivery.id, attempts, "webhook not delivered: {why}; {next}");
-            }
+            self.complain(&delivery, &attempt, attempts);
             let keep_body = delivery.state != State::Delivered || self.shared.keep_bodies;
             lasting(|| store.attempted(&delivery.id, attempt.clone(), delivery.state, keep_body))
                 .await;
@@ -324,6 +327,34 @@ impl Sender {
             }
         }
         delivery
+    }
+
+    fn complain(&self, delivery: &Delivery, attempt: &Attempt, attempts: u32) {
+        let Endpoint { app, name, .. } = &self.endpoint;
+        let why = match (&attempt.status, &attempt.error) {
+            (_, Some(error)) => error.clone(),
+            (status, None) => format!("it answered {}", status.unwrap_or_default()),
+        };
+        match delivery.state {
+            State::Delivered => {}
+            State::Dead => {
+                tracing::warn!(%app, endpoint = name, id = delivery.id, attempts, "a webhook is a dead letter: {why}");
+            }
+            _ => {
+                tracing::debug!(%app, endpoint = name, id = delivery.id, attempts, "a webhook will be sent again: {why}");
+                let complaints = self.complaints.lock();
+                let mut complaints = complaints.unwrap_or_else(PoisonError::into_inner);
+                complaints.since += 1;
+                if complaints
+                    .last
+                    .is_none_or(|last| last.elapsed() >= COMPLAINT_INTERVAL)
+                {
+                    let failed = std::mem::take(&mut complaints.since);
+                    complaints.last = Some(Instant::now());
+                    tracing::warn!(%app, endpoint = name, failed, "webhooks do not arrive and are sent again: {why}");
+                }
+            }
+        }
     }
 
     async fn attempt(&self, delivery: &Delivery) -> Attempt {
@@ -409,13 +440,10 @@ mod tests {
     fn pauses_double_up_to_the_longest_and_vary_by_a_quarter() {
         let secs = |jitter| (1..=10).map(move |n| pause_after(n, jitter).as_secs_f64());
         let plain: Vec<_> = secs(0.5).collect();
-        assert_eq!(
-            plain,
-            [1., 2., 4., 8., 16., 32., 64., 128., 128., 128.]
-        );
+        assert_eq!(plain, [1., 2., 4., 8., 16., 32., 64., 128., 128., 128.]);
         assert!(secs(0.0).eq(plain.iter().map(|secs| secs * 0.75)));
         assert!(secs(1.0).eq(plain.iter().map(|secs| secs * 1.25)));
-        assert!(secs(0.5).take(8).sum::<f64>() < RETRY_WINDOW.as_secs_f64());
+        assert!(secs(0.5).take(8).sum::<f64>() < Endpoint::RETRY_WINDOW.as_secs_f64());
     }
 
     #[test]

@@ -1,15 +1,17 @@
 //! Tells applications what happened, in Pusher's own format (`pusher.md` 6).
 //!
 //! ```text
-//! facts ─▶ settle ─▶ store ─▶ one worker for each endpoint ─▶ POST
-//!          (damping)  (log)    (queue, deliver)
+//! facts ─▶ journal ─▶ settle ─▶ store ─▶ one worker for each endpoint ─▶ POST
+//!                    (damping)  (log)    (queue, deliver)
 //! ```
 //!
-//! [`settle`] makes events of facts, [`store`] keeps them until every endpoint is done with them,
+//! [`journal`] has facts from the moment on at which they are true, [`settle`] makes events of
+//! them, [`store`] keeps them until every endpoint is done with them,
 //! [`deliver`] has the retries, [`queue`] the order. What is under way is in the store before it is
 //! sent: whatever ends the process, a delivery is repeated with the same bytes and the same id.
 
 mod deliver;
+mod journal;
 mod queue;
 mod settings;
 mod settle;
@@ -29,12 +31,16 @@ pub use settings::{Endpoint, Settings};
 pub use store::{Archive, Attempt, Delivery, Listed, State, StoreError};
 
 use crate::apps::AppRegistry;
+use crate::backend::FactSink;
 use crate::model::Fact;
 use crate::transport::outbound::{Outbound, OutboundError, Reach};
 use deliver::{Shared, Worker, lasting, now_ms};
+use journal::Journal;
 use settle::{Settled, Settler};
 use store::Store;
 
+/// Facts of the journal that may be read again for nothing.
+const UNCOMMITTED_MAX: u64 = 10_000;
 /// Facts that become events together.
 const FACTS_AT_ONCE: usize = 1_000;
 const TIDY_INTERVAL: Duration = Duration::from_secs(1);
@@ -51,13 +57,16 @@ pub struct Webhooks {
     /// No more attempts are made.
     stop: CancellationToken,
     store: Store,
-    is_lasting: bool,
+    interest: Arc<Vec<Endpoint>>,
+    /// There with a directory.
+    journal: Option<Arc<Journal>>,
 }
 
 /// Why webhooks cannot be sent.
 #[derive(Debug)]
 pub enum StartError {
     Store(StoreError),
+    Journal(std::io::Error),
     Outbound(OutboundError),
 }
 
@@ -78,15 +87,35 @@ impl Webhooks {
         let ids = store.activate(named.collect()).await;
         let ids = ids.map_err(StartError::Store)?;
         let told = store.told().await.map_err(StartError::Store)?;
+        let committed = store.committed().await.map_err(StartError::Store)?;
+        let (journal, missed, serial) = match &settings.dir {
+            Some(dir) => {
+                let journal = Journal::open(dir, committed).map_err(StartError::Journal)?;
+                (Some(Arc::new(journal.0)), journal.1, journal.2)
+            }
+            None => (None, Vec::new(), 0),
+        };
         let (grown, news) = watch::channel(());
         let webhooks = Self {
             tasks: TaskTracker::new(),
             no_more: CancellationToken::new(),
             stop: CancellationToken::new(),
             store: store.clone(),
-            is_lasting: settings.dir.is_some(),
+            interest: Arc::new(settings.endpoints.clone()),
+            journal: journal.clone(),
         };
-        for (endpoint, id) in settings.endpoints.iter().zip(ids) {
+        let mut settling = Settling {
+            settler: Settler::knowing(told),
+            endpoints: webhooks.interest.clone(),
+            store: store.clone(),
+            grown,
+            no_more: webhooks.no_more.clone(),
+            journal,
+            serial,
+            committed,
+        };
+        settling.catch_up(missed).await;
+        for (endpoint, id) in webhooks.interest.iter().zip(ids) {
             let reach = match endpoint.allow_private_networks {
                 true => Reach::Everywhere,
                 false => Reach::Public,
@@ -103,18 +132,25 @@ impl Webhooks {
             let worker = Worker::new(endpoint.clone(), id, outbound, shared);
             webhooks.tasks.spawn(worker.run());
         }
-        let settling = Settling {
-            settler: Settler::at_start(told, Instant::now()),
-            endpoints: settings.endpoints,
-            store: store.clone(),
-            grown,
-            no_more: webhooks.no_more.clone(),
-            is_lasting: webhooks.is_lasting,
-        };
         webhooks.tasks.spawn(settling.run(facts));
         let stop = webhooks.stop.clone();
         (webhooks.tasks).spawn(tidy(store, settings.store_bytes_max, stop));
         Ok(Some(webhooks))
+    }
+
+    /// The sink with facts written down as they are stated, where there is a directory.
+    pub fn note(&self, sink: FactSink) -> FactSink {
+        match self.journal.clone() {
+            None => sink,
+            Some(journal) => {
+                let interest = self.interest.clone();
+                sink.noted_by(move |fact| {
+                    if concerns(&interest, fact) {
+                        journal.note(fact);
+                    }
+                })
+            }
+        }
     }
 
     /// Writes down the facts that are there. With a directory it then waits for the requests under
@@ -123,7 +159,7 @@ impl Webhooks {
     pub async fn stop(self) {
         self.no_more.cancel();
         self.tasks.close();
-        if !self.is_lasting {
+        if self.journal.is_none() {
             let end = Instant::now() + FAREWELL;
             let delivered = timeout_at(end, async {
                 while self.store.unfinished().await.is_ok_and(|count| count > 0) {
@@ -150,11 +186,21 @@ impl Webhooks {
 /// The one task that turns facts into events.
 struct Settling {
     settler: Settler,
-    endpoints: Vec<Endpoint>,
+    endpoints: Arc<Vec<Endpoint>>,
     store: Store,
     grown: watch::Sender<()>,
     no_more: CancellationToken,
-    is_lasting: bool,
+    journal: Option<Arc<Journal>>,
+    /// Of the next fact; up to where the store has them.
+    serial: u64,
+    committed: u64,
+}
+
+/// Whether anybody wants to know.
+fn concerns(endpoints: &[Endpoint], fact: &Fact) -> bool {
+    let of_app = |endpoint: &&Endpoint| endpoint.app == fact.channel.app;
+    (endpoints.iter().filter(of_app))
+        .any(|endpoint| endpoint.concerns(&fact.channel.name, &fact.kind))
 }
 
 impl Settling {
@@ -175,16 +221,13 @@ impl Settling {
             let mut settled = Vec::new();
             for fact in batch.drain(..) {
                 log_fact(&fact);
-                let concerns = |endpoint: &Endpoint| {
-                    endpoint.app == fact.channel.app
-                        && endpoint.concerns(&fact.channel.name, &fact.kind)
-                };
-                if self.endpoints.iter().any(concerns) {
+                if concerns(&self.endpoints, &fact) {
+                    self.serial += 1;
                     settled.extend(self.settler.fact(fact, now));
                 }
             }
             settled.extend(self.settler.gone(now));
-            if is_ending && !self.is_lasting {
+            if is_ending && self.journal.is_none() {
                 settled.extend(self.settler.all_gone());
             }
             self.append(settled).await;
@@ -193,19 +236,39 @@ impl Settling {
         drop(facts);
     }
 
-    async fn append(&self, settled: Vec<Settled>) {
-        if settled.is_empty() {
+    /// What was stated before the process ended and is not in the store.
+    async fn catch_up(&mut self, missed: Vec<Fact>) {
+        let now = Instant::now();
+        let settled = (missed.into_iter())
+            .filter(|fact| concerns(&self.endpoints, fact))
+            .filter_map(|fact| self.settler.fact(fact, now))
+            .collect();
+        self.append(settled).await;
+        self.settler.nobody_is_there(now);
+    }
+
+    async fn append(&mut self, settled: Vec<Settled>) {
+        // Those who only leave and return give nothing to write, and yet are over.
+        let is_due = self.serial - self.committed >= UNCOMMITTED_MAX;
+        if settled.is_empty() && !is_due {
             return;
         }
         let with_wanted = |settled: Settled| {
             let (app, channel) = (&settled.channel.app, settled.channel.name.as_str());
             let name = settled.kind.name();
-            let mut of_app = self.endpoints.iter().filter(|endpoint| endpoint.app == *app);
+            let mut of_app = self
+                .endpoints
+                .iter()
+                .filter(|endpoint| endpoint.app == *app);
             let is_wanted = of_app.any(|endpoint| endpoint.wants(name, channel));
             (settled, is_wanted)
         };
         let settled: Arc<Vec<_>> = Arc::new(settled.into_iter().map(with_wanted).collect());
-        lasting(|| self.store.append(settled.clone(), now_ms())).await;
+        lasting(|| self.store.append(settled.clone(), now_ms(), self.serial)).await;
+        self.committed = self.serial;
+        if let Some(journal) = &self.journal {
+            journal.committed(self.committed);
+        }
         self.grown.send_replace(());
     }
 }
@@ -249,6 +312,7 @@ impl std::fmt::Display for StartError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Store(error) => write!(f, "webhooks cannot be kept: {error}"),
+            Self::Journal(error) => write!(f, "webhooks cannot be kept: {error}"),
             Self::Outbound(error) => write!(f, "webhooks cannot be sent: {error}"),
         }
     }

@@ -40,6 +40,8 @@ pub struct Endpoint {
     pub batch_events_max: usize,
     /// From connecting to the last byte of the answer.
     pub timeout: Duration,
+    /// How old an event may become before it is a dead letter.
+    pub retry_window: Duration,
     /// Whether it may be on this machine or in a private network.
     pub allow_private_networks: bool,
 }
@@ -63,6 +65,8 @@ impl Default for Settings {
 
 impl Endpoint {
     pub const TIMEOUT: Duration = Duration::from_secs(10);
+    /// Hosted's own (`pusher.md` 6.4). Python's verifier refuses what is older.
+    pub const RETRY_WINDOW: Duration = Duration::from_secs(300);
     pub const BATCH_EVENTS_MAX: usize = 100;
 
     pub fn wants(&self, event_name: &str, channel: &str) -> bool {

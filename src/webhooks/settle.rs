@@ -59,13 +59,22 @@ enum State {
 }
 
 impl Settler {
-    /// `told` are those whom the application believes present, and who are not: nobody is, yet.
-    pub fn at_start(told: Vec<Subject>, now: Instant) -> Self {
-        let mut settler = Self::default();
-        for subject in told {
-            settler.hold(subject, now + HOLD_AT_START);
+    /// `told` are those whom the application believes present.
+    pub fn knowing(told: Vec<Subject>) -> Self {
+        let present = told.into_iter().map(|subject| (subject, State::Present));
+        Self {
+            subjects: present.collect(),
+            ..Self::default()
         }
-        settler
+    }
+
+    /// The server has just started: nobody is there yet, whatever was so before.
+    pub fn nobody_is_there(&mut self, now: Instant) {
+        self.due.clear();
+        let subjects: Vec<_> = self.subjects.keys().cloned().collect();
+        for subject in subjects {
+            self.hold(subject, now + HOLD_AT_START);
+        }
     }
 
     /// What the fact gives at once.
@@ -298,7 +307,9 @@ mod tests {
             user_id: user_id.map(Into::into),
         };
         let told = vec![subject(None), subject(Some("a")), subject(Some("b"))];
-        setup.settler = Settler::at_start(told, setup.now);
+        setup.settler = Settler::knowing(told);
+        setup.state(leaves("b"));
+        setup.settler.nobody_is_there(setup.now);
         assert_eq!(setup.state(ChannelOccupied), None);
         assert_eq!(setup.state(joins("a")), None);
         assert!(setup.pass(9_999).is_empty());

@@ -45,6 +45,11 @@ CREATE TABLE IF NOT EXISTS events (
     json TEXT NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS events_of_app ON events (app, seq);
+CREATE TABLE IF NOT EXISTS journal (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    committed INTEGER NOT NULL
+) STRICT;
+INSERT OR IGNORE INTO journal (one, committed) VALUES (1, 0);
 CREATE TABLE IF NOT EXISTS told (
     app TEXT NOT NULL,
     channel TEXT NOT NULL,
@@ -244,13 +249,27 @@ impl Store {
         .await
     }
 
-    /// Adds events to the log, those that `is_wanted` at least, and notes what was told.
+    /// The number of the first fact that is not yet among the events.
+    pub async fn committed(&self) -> Result<u64, StoreError> {
+        self.run(|db| {
+            db.query_row("SELECT committed FROM journal", [], |row| {
+                row.get::<_, i64>(0).map(|serial| serial as u64)
+            })
+        })
+        .await
+    }
+
+    /// Adds events to the log, those that `is_wanted` at least, and notes what was told. They are
+    /// all that came of the facts before number `committed`.
     pub async fn append(
         &self,
         settled: Arc<Vec<(Settled, bool)>>,
         at_ms: u64,
+        committed: u64,
     ) -> Result<(), StoreError> {
         self.run(move |db| {
+            db.prepare_cached("UPDATE journal SET committed = ?")?
+                .execute([committed as i64])?;
             let mut insert = db.prepare_cached(
                 "INSERT INTO events (app, channel, name, at_ms, json) VALUES (?, ?, ?, ?, ?)",
             )?;
@@ -296,8 +315,7 @@ impl Store {
         endpoints: Vec<(AppId, String)>,
     ) -> Result<Vec<EndpointId>, StoreError> {
         self.run(move |db| {
-            const END: &str =
-                "ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'events'), 0)";
+            const END: &str = "ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'events'), 0)";
             db.execute_batch("UPDATE endpoints SET is_active = is_active * 2")?;
             let mut ids = Vec::new();
             for (app, name) in &endpoints {
@@ -330,9 +348,8 @@ impl Store {
             )?;
             let mut query =
                 db.prepare("SELECT seqs FROM deliveries WHERE endpoint = ? AND last_seq > ?")?;
-            let rows = query.query_map(params![endpoint.0, cursor], |row| {
-                row.get::<_, String>(0)
-            })?;
+            let rows =
+                query.query_map(params![endpoint.0, cursor], |row| row.get::<_, String>(0))?;
             let mut taken = Vec::new();
             for row in rows {
                 taken.extend(seqs(&row?));
@@ -581,9 +598,9 @@ fn commit(db: &mut Connection, group: &mut [Box<dyn Task>]) -> rusqlite::Result<
 /// Keeps the directory from a second server, until it is dropped or the process ends.
 fn own(dir: &Path) -> Result<Connection, StoreError> {
     let owner = Connection::open(dir.join(OWNER))?;
-    owner.execute_batch("BEGIN EXCLUSIVE").map_err(|_| {
-        StoreError(format!("another server uses {}", dir.display()).into())
-    })?;
+    owner
+        .execute_batch("BEGIN EXCLUSIVE")
+        .map_err(|_| StoreError(format!("another server uses {}", dir.display()).into()))?;
     Ok(owner)
 }
 
@@ -602,9 +619,8 @@ fn tidy(db: &Connection, bytes_max: usize) -> rusqlite::Result<Lost> {
     // Whoever resumes must know which events behind the cursor are over.
     const IS_OLD: &str = "last_seq <= \
                           (SELECT cursor FROM endpoints WHERE endpoints.id = deliveries.endpoint)";
-    let surplus = format!(
-        "state = 'delivered' AND {IS_OLD} ORDER BY created_ms DESC LIMIT -1 OFFSET ?"
-    );
+    let surplus =
+        format!("state = 'delivered' AND {IS_OLD} ORDER BY created_ms DESC LIMIT -1 OFFSET ?");
     forget(db, &surplus, DELIVERED_MAX)?;
     let mut lost = Lost::default();
     while used_bytes(db)? > bytes_max as u64 {
@@ -633,8 +649,10 @@ fn tidy(db: &Connection, bytes_max: usize) -> rusqlite::Result<Lost> {
 /// Deletes deliveries with their attempts. `which` ends in a bound parameter.
 fn forget(db: &Connection, which: &str, bound: usize) -> rusqlite::Result<usize> {
     let chosen = format!("SELECT id FROM deliveries WHERE {which}");
-    db.prepare_cached(&format!("DELETE FROM attempts WHERE delivery IN ({chosen})"))?
-        .execute([bound as i64])?;
+    db.prepare_cached(&format!(
+        "DELETE FROM attempts WHERE delivery IN ({chosen})"
+    ))?
+    .execute([bound as i64])?;
     db.prepare_cached(&format!("DELETE FROM deliveries WHERE id IN ({chosen})"))?
         .execute([bound as i64])
 }
@@ -770,7 +788,9 @@ impl Archive {
     }
 
     fn listed(&self, delivery: Delivery) -> Result<Listed, StoreError> {
-        let endpoint = self.db.prepare_cached("SELECT app, name FROM endpoints WHERE id = ?")?
+        let endpoint = self
+            .db
+            .prepare_cached("SELECT app, name FROM endpoints WHERE id = ?")?
             .query_row([delivery.endpoint.0], |row| Ok((row.get(0)?, row.get(1)?)))
             .optional()?;
         let (app, endpoint_name) = endpoint.unwrap_or_default();
