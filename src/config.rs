@@ -40,6 +40,8 @@ pub struct Config {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServerSettings {
     pub listen: SocketAddr,
+    /// Where Prometheus reads, if anywhere.
+    pub metrics_listen: Option<SocketAddr>,
     /// Empty, or starting with a slash and not ending with one. Everything is served below it as
     /// well as without it.
     pub path_prefix: String,
@@ -93,6 +95,7 @@ impl Default for ServerSettings {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 6001)),
+            metrics_listen: None,
             path_prefix: String::new(),
             activity_timeout: Duration::from_secs(120),
             pong_timeout: Duration::from_secs(30),

@@ -47,6 +47,9 @@ async fn serve(settings: Result<Written, Problem>) -> Result<(), String> {
     let server = Server::start(config.clone()).await.map_err(cannot_start)?;
     let address = server.address().map_err(cannot_listen)?;
     print(cli::welcome::text(address, &config));
+    if let Some(address) = server.metrics_address().map_err(cannot_listen)? {
+        print(format!("\nMetrics are at http://{address}/metrics"));
+    }
     server.run_until(shutdown).await;
     Ok(())
 }

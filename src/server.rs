@@ -1,5 +1,7 @@
 //! Builds everything, listens, serves, drains.
 
+mod status;
+
 use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
@@ -8,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::TryFutureExt;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -26,13 +29,19 @@ use crate::apps::AppRegistry;
 use crate::backend::{Memory, fact_queue};
 use crate::broker::Broker;
 use crate::config::Config;
-use crate::hub::Hub;
+use crate::hub::{Hub, Load};
+use crate::metrics::{self, CUT_OFFS, CutOff, HTTP_ANSWERS, Page};
+use crate::model::AppId;
 use crate::model::ids::IdSource;
 use crate::transport::http::{Peer, text};
 use crate::transport::receipt::{Receipted, Receipts};
 use crate::transport::websocket::{self, is_websocket_request};
+use crate::transport::writer::Flushers;
 use crate::webhooks::{self, Webhooks};
 use crate::{bayeux, pusher, rest};
+
+pub use status::Status;
+use status::StatusListener;
 
 /// Facts that may wait for whoever tells the application.
 const FACTS_MAX: usize = 65_536;
@@ -52,6 +61,8 @@ pub struct Server {
     lives: Lives,
     shutdown_grace: Duration,
     webhooks: Option<Webhooks>,
+    pub status: Arc<Status>,
+    status_listener: Option<StatusListener>,
 }
 
 /// Why a server cannot start.
@@ -90,11 +101,21 @@ impl Server {
         } = config;
         let listener = TcpListener::bind(settings.listen).await;
         let listener = listener.map_err(StartError::Listen)?;
+        let status_listener = match settings.metrics_listen {
+            Some(address) => {
+                let bound = StatusListener::bind(address).await;
+                Some(bound.map_err(StartError::Listen)?)
+            }
+            None => None,
+        };
         let lives = Lives::default();
+        let flushers = Arc::new(Flushers::start());
         let hub = Arc::new(Hub::new());
         let ids = Arc::new(IdSource::new(RandomState::new().hash_one(()) as u32));
         let apps = Arc::new(AppRegistry::new(apps));
         let (fact_sink, facts) = fact_queue(FACTS_MAX);
+        let are_logged = tracing::enabled!(target: webhooks::FACTS_LOG, tracing::Level::DEBUG);
+        fact_sink.want_sessions(are_logged);
         let webhooks = Webhooks::start(webhooks, apps.clone(), facts).await;
         let webhooks = webhooks.map_err(StartError::Webhooks)?;
         let fact_sink = match &webhooks {
@@ -112,6 +133,7 @@ impl Server {
                 write_timeout: settings.write_timeout,
                 inbound_message_bytes_max: settings.inbound_message_bytes_max,
                 tasks: lives.tasks.clone(),
+                flushers: flushers.clone(),
             }),
             activity_timeout: settings.activity_timeout,
             assume_protocol: settings.assume_protocol,
@@ -123,13 +145,18 @@ impl Server {
             broker.clone(),
             settings.write_timeout,
             &lives.tasks,
+            &flushers,
         );
         let rest = rest::Front {
             broker: broker.clone(),
             apps,
             request_body_bytes_max: settings.request_body_bytes_max,
         };
+        let status = Arc::new(Status::default());
+        show(&status, broker.clone(), lives.tasks.clone());
         Ok(Self {
+            status,
+            status_listener,
             listener,
             broker,
             pusher: Arc::new(pusher),
@@ -149,9 +176,18 @@ impl Server {
         self.listener.local_addr()
     }
 
+    /// Of the listener of metrics, if there is one.
+    pub fn metrics_address(&self) -> std::io::Result<Option<SocketAddr>> {
+        let listener = self.status_listener.as_ref();
+        listener.map(StatusListener::address).transpose()
+    }
+
     /// Serves until `shutdown` is there. Then tells every connection to go elsewhere, lets
     /// requests finish, and waits for all to leave, but not longer than the configured grace.
-    pub async fn run_until(self, shutdown: impl Future<Output = ()>) {
+    pub async fn run_until(mut self, shutdown: impl Future<Output = ()>) {
+        if let Some(listener) = self.status_listener.take() {
+            tokio::spawn(listener.serve(self.status.clone()));
+        }
         tokio::select! {
             () = self.accept() => {}
             () = shutdown => {}
@@ -162,8 +198,10 @@ impl Server {
             lives,
             shutdown_grace,
             webhooks,
+            status,
             ..
         } = self;
+        status.stop();
         // First of all, so that nobody comes back to this server.
         drop(listener);
         broker.drain();
@@ -179,10 +217,11 @@ impl Server {
 
     async fn accept(&self) {
         let (pusher, rest) = (self.pusher.clone(), self.rest.clone());
-        let routes = routes(pusher, rest, self.bayeux.clone());
+        let routes = routes(pusher, rest, self.bayeux.clone(), self.status.clone());
         loop {
             match self.listener.accept().await {
                 Ok((stream, address)) => {
+                    metrics::ACCEPTED.add(1);
                     let (settings, lives) = (self.settings.clone(), self.lives.clone());
                     let served = serve(stream, address, routes.clone(), settings, lives.stopping);
                     lives.tasks.spawn(served);
@@ -224,7 +263,8 @@ async fn serve<F>(
         request.extensions_mut().insert(peer);
         request.extensions_mut().insert(receipts.clone());
         strip_prefix(&mut request, &prefix);
-        hyper::service::Service::call(&service, request)
+        let answer = hyper::service::Service::call(&service, request);
+        answer.inspect_ok(|answer| HTTP_ANSWERS.count(answer.status().as_u16()))
     });
     // A peer that shuts its side down has given its request up: a poll held for it ends at once.
     let served = http1::Builder::new()
@@ -242,6 +282,7 @@ async fn serve<F>(
             () = &mut head_is_due, if !was_due => {
                 was_due = true;
                 if !has_asked.load(Ordering::Relaxed) {
+                    CUT_OFFS.count(CutOff::HeadTimeout);
                     return tracing::debug!(%address, "no request in time");
                 }
             }
@@ -275,6 +316,7 @@ fn routes(
     pusher: Arc<pusher::Front>,
     rest: Arc<rest::Front>,
     bayeux: Arc<bayeux::Front>,
+    status: Arc<Status>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible, Future: Send> + Clone + Send + Sync {
     let pusher = warp::any().map(move || pusher.clone());
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
@@ -302,14 +344,91 @@ fn routes(
                 false => Err(warp::reject::not_found()),
             }
         });
+    let live = warp::path!("livez").and(warp::get()).map(Status::live);
+    let ready = warp::path!("readyz")
+        .and(warp::get())
+        .map(move || status.ready());
     let nobodys = warp::any().map(|| text(StatusCode::NOT_FOUND, "NOT FOUND"));
     (app.or(bayeux::routes(bayeux)).unify())
         .or(nobodys_websocket)
         .unify()
         .or(rest::routes(rest))
         .unify()
+        .or(live)
+        .unify()
+        .or(ready)
+        .unify()
         .or(nobodys)
         .unify()
+}
+
+/// What the channel model can tell when somebody asks.
+fn show(status: &Status, broker: Arc<Broker>, tasks: TaskTracker) {
+    status.show(move |page| {
+        let name = "raptor_connections";
+        page.family(
+            name,
+            "gauge",
+            "Connections of Pusher clients and sessions of Bayeux clients.",
+        );
+        let connections = broker.connections().into_iter();
+        per_app(
+            page,
+            name,
+            connections.map(|(app, count)| (app, count as u64)),
+        );
+        let loads = broker.loads();
+        for (name, help, pick) in [
+            (
+                "raptor_subscriptions",
+                "Subscriptions to channels on this node.",
+                (|load| load.subscriptions) as fn(&Load) -> u64,
+            ),
+            (
+                "raptor_channels",
+                "Channels with subscribers on this node.",
+                |load| load.channels,
+            ),
+        ] {
+            page.family(name, "gauge", help);
+            per_app(
+                page,
+                name,
+                loads.iter().map(|(app, load)| (app.clone(), pick(load))),
+            );
+        }
+        page.gauge(
+            "raptor_outbox_bytes",
+            "What waits for slow connections; an event that several wait for counts as often.",
+            broker.outbox_bytes() as f64,
+        );
+        page.gauge(
+            "raptor_open_connections",
+            "Connections open on the listeners, whatever they are used for.",
+            tasks.len() as f64,
+        );
+        let tasks = tokio::runtime::Handle::try_current();
+        let tasks = tasks.map_or(0, |runtime| runtime.metrics().num_alive_tasks());
+        page.gauge(
+            "raptor_tasks",
+            "Tasks of the asynchronous runtime.",
+            tasks as f64,
+        );
+    });
+}
+
+/// One sample for each app, the largest first; beyond so many they are one.
+fn per_app(page: &mut Page, name: &str, values: impl Iterator<Item = (AppId, u64)>) {
+    let mut values: Vec<_> = values.collect();
+    values.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    let others = values.split_off(values.len().min(metrics::APP_LABELS_MAX));
+    for (app, value) in values {
+        page.sample(name, &[("app", app.as_str())], value as f64);
+    }
+    if !others.is_empty() {
+        let sum: u64 = others.iter().map(|(_, value)| value).sum();
+        page.sample(name, &[("app", metrics::OTHER_APPS)], sum as f64);
+    }
 }
 
 impl std::error::Error for StartError {}

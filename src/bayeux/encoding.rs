@@ -63,6 +63,12 @@ impl Encoding for Bayeux {
 }
 
 impl Bayeux {
+    /// How clients of the app call the channel.
+    pub fn name_of(&self, channel: &ChannelName) -> Arc<str> {
+        let name = to_bayeux(channel, self.style);
+        name.map_or_else(|| channel.as_str().into(), Into::into)
+    }
+
     /// The last event of a cache channel, for a new subscriber.
     pub fn cached(&self, event: &Event) -> Option<Frame> {
         let Body::Message(message) = &event.body else {

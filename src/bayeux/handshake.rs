@@ -55,7 +55,6 @@ impl Site {
         let mut admission = self.broker.admit(&app, socket_id, queue.clone());
         let counted = admission.count(app.limits.connections_max);
         counted.map_err(|_| full())?;
-        tracing::debug!(app = %app.id, %socket_id, "handshake");
         let style = self.settings.style;
         let broker = self.broker.clone();
         let acknowledges = wants_acks(&request.ext);
@@ -69,8 +68,10 @@ impl Site {
             admission,
             acknowledges,
         );
-        (self.sessions)
+        let session = (self.sessions)
             .open(limits.session_lifetime, queue, client)
-            .map_err(|_| full())
+            .map_err(|_| full())?;
+        session.client.open();
+        Ok(session)
     }
 }

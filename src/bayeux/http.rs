@@ -83,7 +83,7 @@ pub fn routes(
 }
 
 /// First segments of other front ends' paths: no mount's, even if it is the root.
-pub const TAKEN: [&str; 3] = ["app", "apps", "users"];
+pub const TAKEN: [&str; 5] = ["app", "apps", "users", "livez", "readyz"];
 
 /// What follows the mount in a path that belongs to it: nothing, more segments, or an extension
 /// alone (`/faye.js`).

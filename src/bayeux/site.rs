@@ -13,6 +13,7 @@ use crate::broker::Broker;
 use crate::model::AppId;
 use crate::transport::session::{Sessions, Vehicle};
 use crate::transport::websocket;
+use crate::transport::writer::Flushers;
 use crate::wire::bayeux::{Advice, ConnectionType, Given};
 
 /// How often sessions are looked through for those whose time is over.
@@ -45,6 +46,7 @@ impl Front {
         broker: Arc<Broker>,
         write_timeout: Duration,
         tasks: &TaskTracker,
+        flushers: &Arc<Flushers>,
     ) -> Self {
         let site = |(app_id, settings): (AppId, Settings)| {
             let site = Arc::new(Site {
@@ -58,6 +60,7 @@ impl Front {
                     write_timeout,
                     inbound_message_bytes_max: settings.limits.request_bytes_max,
                     tasks: tasks.clone(),
+                    flushers: flushers.clone(),
                 }),
                 settings,
             });
@@ -104,11 +107,8 @@ impl Site {
 
     /// Ends a session in order: it leaves all its channels first.
     pub async fn end(&self, session: &ClientSession) {
-        let client = &session.client;
-        client.leave_all().await;
-        if self.sessions.end(session) {
-            tracing::debug!(app = %client.app.id, socket_id = %client.socket_id, "session ended");
-        }
+        session.client.leave_all().await;
+        self.sessions.end(session);
     }
 
     async fn sweep(&self) {

@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::hub::{Closing, Outbox};
+use crate::metrics::{CUT_OFFS, CutOff};
 use crate::model::{AppId, SocketId};
 
 #[derive(Clone, Default)]
@@ -47,6 +48,17 @@ impl Admissions {
         }
     }
 
+    /// How many each app has, of those that count.
+    pub fn connections(&self) -> HashMap<AppId, usize> {
+        self.lock().connections.clone()
+    }
+
+    /// What waits for all of them together.
+    pub fn outbox_bytes(&self) -> usize {
+        let outboxes: Vec<_> = self.lock().outboxes.values().cloned().collect();
+        outboxes.iter().map(|outbox| outbox.bytes()).sum()
+    }
+
     /// Closes every outbox, of those who are here and of those who still come.
     pub fn drain(&self) {
         let outboxes: Vec<_> = {
@@ -74,6 +86,7 @@ impl Admission {
         let mut open = self.admissions.lock();
         let count = open.connections.entry(self.app.clone()).or_default();
         if connections_max.is_some_and(|max| *count >= max.get()) {
+            CUT_OFFS.count(CutOff::AppConnections);
             return Err(OverQuota);
         }
         *count += 1;

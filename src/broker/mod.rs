@@ -3,22 +3,29 @@
 
 mod admission;
 mod counts;
+mod membership;
 mod rate;
 mod users;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 pub use admission::{Admission, OverQuota};
 use counts::Counts;
+pub use membership::{Held, Membership, SignIn, SignedIn, SignedInAsAnother};
 pub use rate::Rate;
 
 use crate::apps::App;
 use crate::backend::{Backend, FactSink, Joining, LastEvent};
 use crate::hub::{
-    Acknowledgement, Expansion, Hub, MemberLimitReached, Occupancy, Outbox, Roster, Subscriber,
+    Acknowledgement, Expansion, Hub, Load, MemberLimitReached, Occupancy, Outbox, Roster,
+    Subscriber,
 };
 use crate::model::ids::IdSource;
-use crate::model::{Body, ChannelId, ChannelName, Event, FactKind, Member, Message, SocketId};
+use crate::model::{
+    AppId, Body, ChannelId, ChannelName, Event, FactKind, Member, Message, SessionFactKind,
+    SocketId,
+};
 
 pub struct Broker {
     hub: Arc<Hub>,
@@ -69,6 +76,22 @@ impl Broker {
         self.admissions.admit(&app.id, who, outbox)
     }
 
+    /// How many connections each app has on this node.
+    pub fn connections(&self) -> HashMap<AppId, usize> {
+        self.admissions.connections()
+    }
+
+    /// How many channels and subscriptions each app has on this node.
+    pub fn loads(&self) -> HashMap<AppId, Load> {
+        self.hub.loads()
+    }
+
+    /// What waits for all connections together, in bytes. Events that several wait for count as
+    /// often.
+    pub fn outbox_bytes(&self) -> usize {
+        self.admissions.outbox_bytes()
+    }
+
     /// Tells every connection to go elsewhere, also those that still come.
     pub fn drain(&self) {
         self.admissions.drain();
@@ -92,6 +115,11 @@ impl Broker {
             members_max: app.limits.presence_members_max,
         };
         let joined = self.backend.join(&id, joining).await?;
+        // Before the acknowledgement, so that of clients that come one after the other each is
+        // counted. The subscriber itself learns of it behind its acknowledgement all the same.
+        (self.counts)
+            .changed(app, &id, joined.connections, joined.version)
+            .await;
         let last_event = match channel.is_cached() {
             true => Some(self.backend.last_event(&id).await),
             false => None,
@@ -110,9 +138,6 @@ impl Broker {
         if is_miss {
             self.facts.state(&id, FactKind::CacheMiss);
         }
-        (self.counts)
-            .changed(app, &id, joined.connections, joined.version)
-            .await;
         Ok(())
     }
 
@@ -157,6 +182,16 @@ impl Broker {
         let event = self.event(app, channel, except, Body::Message(message));
         self.facts.state(&event.channel, fact);
         self.backend.publish(event, None).await;
+    }
+
+    /// States what `kind` makes about a Bayeux session, if anybody wants to know of sessions.
+    pub fn state_session(
+        &self,
+        app: &App,
+        session: Option<SocketId>,
+        kind: impl FnOnce() -> SessionFactKind,
+    ) {
+        self.facts.state_session(&app.id, session, kind);
     }
 
     /// Subscribes to every channel of the app that the pattern matches; see

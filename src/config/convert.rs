@@ -49,11 +49,14 @@ impl Config {
 
 fn listen(root: &mut Section, written: &Written) -> Option<Sited<SocketAddr>> {
     let in_file = root.text("listen");
-    let text = written.listen.clone().or(in_file)?;
+    address(root.reading, written.listen.clone().or(in_file)?)
+}
+
+fn address(reading: &Reading, text: Sited<String>) -> Option<Sited<SocketAddr>> {
     match text.value.parse() {
         Ok(address) => Some(text.map(|_| address)),
         Err(_) => {
-            root.reading.note(
+            reading.note(
                 &text.site,
                 format!("{:?} is not an IP address with a port", text.value),
                 "write it as 127.0.0.1:6001 or [::1]:6001; 0.0.0.0:6001 is every IPv4 address of \
@@ -64,12 +67,24 @@ fn listen(root: &mut Section, written: &Written) -> Option<Sited<SocketAddr>> {
     }
 }
 
+fn metrics_listen(root: &mut Section, listen: Option<&Sited<SocketAddr>>) -> Option<SocketAddr> {
+    let text = root.text("metrics_listen")?;
+    let address = address(root.reading, text)?;
+    if listen.is_some_and(|listen| listen.value == address.value && address.value.port() != 0) {
+        let what = "metrics need an address of their own";
+        let mend = "write another port: metrics_listen = \"127.0.0.1:9601\"";
+        root.reading.note(&address.site, what, mend);
+    }
+    Some(address.value)
+}
+
 fn server_settings(root: &mut Section, listen: Option<&Sited<SocketAddr>>) -> ServerSettings {
     const SECS: RangeInclusive<usize> = 1..=86_400;
     const BYTES: RangeInclusive<usize> = 1_024..=1_073_741_824;
     let default = ServerSettings::default();
     ServerSettings {
         listen: listen.map_or(default.listen, |listen| listen.value),
+        metrics_listen: metrics_listen(root, listen),
         path_prefix: path_prefix(root).unwrap_or(default.path_prefix),
         activity_timeout: root.duration("activity_timeout_secs", SECS, default.activity_timeout),
         pong_timeout: root.duration("pong_timeout_secs", SECS, default.pong_timeout),

@@ -108,6 +108,7 @@ fn every_key_reaches_its_place() {
         config.server,
         ServerSettings {
             listen: "[::1]:7001".parse().unwrap(),
+            metrics_listen: Some("127.0.0.1:9601".parse().unwrap()),
             path_prefix: "/realtime/v1".to_owned(),
             activity_timeout: secs(60),
             pong_timeout: secs(20),
@@ -194,14 +195,18 @@ fn every_key_reaches_its_place() {
     assert!(second.enabled);
     assert_eq!(second.features, Features::default());
     assert_eq!(second.limits, Limits::default());
+    let text = file("complete.toml").text;
+    let above = text
+        .lines()
+        .take_while(|line| *line != "id = \"second\"")
+        .count();
     let warnings: Vec<_> = config.warnings.iter().map(|w| w.to_string()).collect();
-    assert_eq!(
-        warnings,
-        [
-            "complete.toml:71: the app id \"second\" is not a number\n    the server libraries for \
-          Python and Go accept ids of digits only, such as 3"
-        ]
+    let expected = format!(
+        "complete.toml:{}: the app id \"second\" is not a number\n    the server libraries for \
+         Python and Go accept ids of digits only, such as 3",
+        above + 1
     );
+    assert_eq!(warnings, [expected]);
 }
 
 #[test]

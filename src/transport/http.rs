@@ -10,6 +10,8 @@ use warp::http::header::{CONTENT_TYPE, HeaderValue};
 use warp::http::{HeaderMap, StatusCode};
 use warp::reply::Response;
 
+use crate::metrics::{CUT_OFFS, CutOff};
+
 /// A body has to be there within this time.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much of a body that is too large is received and dropped, so that a peer that first writes
@@ -64,7 +66,13 @@ pub async fn read_body(
     bytes_max: usize,
 ) -> Result<Vec<u8>, BodyError> {
     let read = tokio::time::timeout(BODY_TIMEOUT, read(chunks, bytes_max));
-    read.await.unwrap_or(Err(BodyError::TooSlow))
+    let body = read.await.unwrap_or(Err(BodyError::TooSlow));
+    match body {
+        Err(BodyError::TooLarge) => CUT_OFFS.count(CutOff::BodyTooLarge),
+        Err(BodyError::TooSlow) => CUT_OFFS.count(CutOff::BodyTimeout),
+        Ok(_) | Err(BodyError::CutOff) => {}
+    }
+    body
 }
 
 async fn read(

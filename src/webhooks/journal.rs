@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{AppId, ChannelId, ChannelName, Fact, FactKind, SocketId};
+use crate::model::{AppId, ChannelFact, ChannelId, ChannelName, FactKind, SocketId};
 
 /// Then the next file begins.
 const FILE_BYTES_MAX: u64 = 4 << 20;
@@ -36,7 +36,7 @@ struct Open {
 
 impl Journal {
     /// With the facts from number `committed` on, and the number of the next one.
-    pub fn open(dir: &Path, committed: u64) -> io::Result<(Self, Vec<Fact>, u64)> {
+    pub fn open(dir: &Path, committed: u64) -> io::Result<(Self, Vec<ChannelFact>, u64)> {
         let mut paths = Vec::new();
         for entry in fs::read_dir(dir)? {
             let path = entry?.path();
@@ -76,7 +76,7 @@ impl Journal {
     }
 
     /// To be called in the order in which the store is told.
-    pub fn note(&self, fact: &Fact) {
+    pub fn note(&self, fact: &ChannelFact) {
         let mut open = self.lock();
         let line = write(open.serial, fact);
         open.serial += 1;
@@ -169,7 +169,7 @@ enum Kind<'l> {
     },
 }
 
-fn write(serial: u64, fact: &Fact) -> Vec<u8> {
+fn write(serial: u64, fact: &ChannelFact) -> Vec<u8> {
     let line = Line {
         serial,
         app: fact.channel.app.as_str().into(),
@@ -207,7 +207,7 @@ fn write(serial: u64, fact: &Fact) -> Vec<u8> {
 }
 
 /// `None` for what is no whole line.
-fn read(line: &[u8]) -> Option<(u64, Fact)> {
+fn read(line: &[u8]) -> Option<(u64, ChannelFact)> {
     let line: Line = serde_json::from_slice(line).ok()?;
     let name = ChannelName::parse(&line.channel, line.channel.len()).ok()?;
     let kind = match line.kind {
@@ -233,7 +233,7 @@ fn read(line: &[u8]) -> Option<(u64, Fact)> {
         Kind::CacheMiss => FactKind::CacheMiss,
         Kind::SubscriptionCount { connections } => FactKind::SubscriptionCount { connections },
     };
-    let fact = Fact {
+    let fact = ChannelFact {
         channel: ChannelId::new(&AppId::new(&line.app), &name),
         kind,
         at_ms: line.at_ms,
@@ -245,7 +245,7 @@ fn read(line: &[u8]) -> Option<(u64, Fact)> {
 mod tests {
     use super::*;
 
-    fn facts() -> Vec<Fact> {
+    fn facts() -> Vec<ChannelFact> {
         let user_id = || "u\"\n".into();
         [
             FactKind::ChannelOccupied,
@@ -267,7 +267,7 @@ mod tests {
             FactKind::CacheMiss,
             FactKind::SubscriptionCount { connections: 7 },
         ]
-        .map(|kind| Fact {
+        .map(|kind| ChannelFact {
             channel: ChannelId::new(
                 &AppId::new("3"),
                 &ChannelName::parse("presence-c", 99).unwrap(),
@@ -289,7 +289,7 @@ mod tests {
             Self(dir)
         }
 
-        fn open(&self, committed: u64) -> (Journal, Vec<Fact>, u64) {
+        fn open(&self, committed: u64) -> (Journal, Vec<ChannelFact>, u64) {
             Journal::open(&self.0, committed).unwrap()
         }
 

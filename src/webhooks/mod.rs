@@ -32,7 +32,7 @@ pub use store::{Archive, Attempt, Delivery, Listed, State, StoreError};
 
 use crate::apps::AppRegistry;
 use crate::backend::FactSink;
-use crate::model::Fact;
+use crate::model::{ChannelFact, Fact};
 use crate::transport::outbound::{Outbound, OutboundError, Reach};
 use deliver::{Shared, Worker, lasting, now_ms};
 use journal::Journal;
@@ -41,6 +41,8 @@ use store::Store;
 
 /// Facts of the journal that may be read again for nothing.
 const UNCOMMITTED_MAX: u64 = 10_000;
+/// Under which the log has facts.
+pub const FACTS_LOG: &str = "raptor::facts";
 /// Facts that become events together.
 const FACTS_AT_ONCE: usize = 1_000;
 const TIDY_INTERVAL: Duration = Duration::from_secs(1);
@@ -144,10 +146,9 @@ impl Webhooks {
             None => sink,
             Some(journal) => {
                 let interest = self.interest.clone();
-                sink.noted_by(move |fact| {
-                    if concerns(&interest, fact) {
-                        journal.note(fact);
-                    }
+                sink.noted_by(move |fact| match fact {
+                    Fact::Channel(fact) if concerns(&interest, fact) => journal.note(fact),
+                    _ => {}
                 })
             }
         }
@@ -197,7 +198,7 @@ struct Settling {
 }
 
 /// Whether anybody wants to know.
-fn concerns(endpoints: &[Endpoint], fact: &Fact) -> bool {
+fn concerns(endpoints: &[Endpoint], fact: &ChannelFact) -> bool {
     let of_app = |endpoint: &&Endpoint| endpoint.app == fact.channel.app;
     (endpoints.iter().filter(of_app))
         .any(|endpoint| endpoint.concerns(&fact.channel.name, &fact.kind))
@@ -221,7 +222,9 @@ impl Settling {
             let mut settled = Vec::new();
             for fact in batch.drain(..) {
                 log_fact(&fact);
-                if concerns(&self.endpoints, &fact) {
+                if let Fact::Channel(fact) = fact
+                    && concerns(&self.endpoints, &fact)
+                {
                     self.serial += 1;
                     settled.extend(self.settler.fact(fact, now));
                 }
@@ -237,7 +240,7 @@ impl Settling {
     }
 
     /// What was stated before the process ended and is not in the store.
-    async fn catch_up(&mut self, missed: Vec<Fact>) {
+    async fn catch_up(&mut self, missed: Vec<ChannelFact>) {
         let now = Instant::now();
         let settled = (missed.into_iter())
             .filter(|fact| concerns(&self.endpoints, fact))
@@ -302,8 +305,18 @@ async fn log_facts(mut facts: mpsc::Receiver<Fact>) {
 
 /// Without what it carries.
 fn log_fact(fact: &Fact) {
-    let Fact { channel, kind, .. } = fact;
-    tracing::debug!(target: "raptor::facts", app = %channel.app, channel = %channel.name, "{}", kind.name());
+    let (app, name) = (fact.app(), fact.name());
+    match fact {
+        Fact::Channel(fact) => {
+            let channel = &fact.channel.name;
+            tracing::debug!(target: FACTS_LOG, %app, %channel, "{name}");
+        }
+        Fact::Session(fact) => {
+            let session = fact.session.map(tracing::field::display);
+            let channel = fact.kind.channel();
+            tracing::debug!(target: FACTS_LOG, %app, session, channel, "{name}");
+        }
+    }
 }
 
 impl std::error::Error for StartError {}

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::model::{ChannelId, Fact, FactKind, UserId};
+use crate::model::{ChannelFact, ChannelId, FactKind, UserId};
 
 /// How long somebody may be away unnoticed.
 pub(super) const HOLD: Duration = Duration::from_secs(3);
@@ -78,8 +78,8 @@ impl Settler {
     }
 
     /// What the fact gives at once.
-    pub fn fact(&mut self, fact: Fact, now: Instant) -> Option<Settled> {
-        let Fact { channel, kind, .. } = fact;
+    pub fn fact(&mut self, fact: ChannelFact, now: Instant) -> Option<Settled> {
+        let ChannelFact { channel, kind, .. } = fact;
         let subject = |user_id: Option<&UserId>| Subject {
             channel: channel.clone(),
             user_id: user_id.cloned(),
@@ -204,7 +204,7 @@ mod tests {
 
     impl Setup {
         fn state(&mut self, kind: FactKind) -> Option<&'static str> {
-            let fact = Fact {
+            let fact = ChannelFact {
                 channel: self.room.clone(),
                 kind,
                 at_ms: 0,

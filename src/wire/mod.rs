@@ -5,3 +5,4 @@ pub mod json;
 pub mod pusher;
 pub mod rest;
 pub mod webhooks;
+pub mod websocket;
