@@ -211,6 +211,12 @@ impl Server {
             tracing::warn!("some connections did not leave in time");
         }
         if let Some(webhooks) = webhooks {
+            if timeout(shutdown_grace, broker.all_have_left())
+                .await
+                .is_err()
+            {
+                tracing::warn!("some connections did not leave their channels in time");
+            }
             webhooks.stop().await;
         }
     }

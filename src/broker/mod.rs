@@ -15,6 +15,8 @@ use counts::Counts;
 pub use membership::{Held, Membership, SignIn, SignedIn, SignedInAsAnother};
 pub use rate::Rate;
 
+use tokio_util::task::TaskTracker;
+
 use crate::apps::App;
 use crate::backend::{Backend, FactSink, Joining, LastEvent};
 use crate::hub::{
@@ -34,6 +36,8 @@ pub struct Broker {
     ids: Arc<IdSource>,
     counts: Counts,
     admissions: admission::Admissions,
+    /// Those whose connections have gone already.
+    leaving: TaskTracker,
 }
 
 /// What a new subscriber is to be told.
@@ -60,6 +64,7 @@ impl Broker {
         Arc::new(Self {
             counts: Counts::new(backend.clone(), ids.clone(), facts.clone()),
             admissions: Default::default(),
+            leaving: TaskTracker::new(),
             hub,
             backend,
             facts,
@@ -95,6 +100,12 @@ impl Broker {
     /// Tells every connection to go elsewhere, also those that still come.
     pub fn drain(&self) {
         self.admissions.drain();
+    }
+
+    /// Waits until whoever has disconnected has left its channels. For the end, when nobody comes.
+    pub async fn all_have_left(&self) {
+        self.leaving.close();
+        self.leaving.wait().await;
     }
 
     /// Subscribes; `acknowledge` makes what the subscriber receives first. The caller has checked

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -53,9 +54,10 @@ const FAREWELL: Duration = Duration::from_secs(3);
 
 /// Webhooks of a running server.
 pub struct Webhooks {
-    tasks: TaskTracker,
-    /// No more facts come.
+    /// Ends when told that no more facts come.
+    settling: JoinHandle<()>,
     no_more: CancellationToken,
+    workers: TaskTracker,
     /// No more attempts are made.
     stop: CancellationToken,
     store: Store,
@@ -98,26 +100,21 @@ impl Webhooks {
             None => (None, Vec::new(), 0),
         };
         let (grown, news) = watch::channel(());
-        let webhooks = Self {
-            tasks: TaskTracker::new(),
-            no_more: CancellationToken::new(),
-            stop: CancellationToken::new(),
-            store: store.clone(),
-            interest: Arc::new(settings.endpoints.clone()),
-            journal: journal.clone(),
-        };
+        let (no_more, stop) = (CancellationToken::new(), CancellationToken::new());
+        let interest = Arc::new(settings.endpoints);
         let mut settling = Settling {
             settler: Settler::knowing(told),
-            endpoints: webhooks.interest.clone(),
+            endpoints: interest.clone(),
             store: store.clone(),
             grown,
-            no_more: webhooks.no_more.clone(),
-            journal,
+            no_more: no_more.clone(),
+            journal: journal.clone(),
             serial,
             committed,
         };
         settling.catch_up(missed).await;
-        for (endpoint, id) in webhooks.interest.iter().zip(ids) {
+        let workers = TaskTracker::new();
+        for (endpoint, id) in interest.iter().zip(ids) {
             let reach = match endpoint.allow_private_networks {
                 true => Reach::Everywhere,
                 false => Reach::Public,
@@ -128,16 +125,22 @@ impl Webhooks {
                 store: store.clone(),
                 apps: apps.clone(),
                 news: news.clone(),
-                stop: webhooks.stop.clone(),
+                stop: stop.clone(),
                 keep_bodies: settings.keep_bodies,
             };
             let worker = Worker::new(endpoint.clone(), id, outbound, shared);
-            webhooks.tasks.spawn(worker.run());
+            workers.spawn(worker.run());
         }
-        webhooks.tasks.spawn(settling.run(facts));
-        let stop = webhooks.stop.clone();
-        (webhooks.tasks).spawn(tidy(store, settings.store_bytes_max, stop));
-        Ok(Some(webhooks))
+        workers.spawn(tidy(store.clone(), settings.store_bytes_max, stop.clone()));
+        Ok(Some(Self {
+            settling: tokio::spawn(settling.run(facts)),
+            no_more,
+            workers,
+            stop,
+            store,
+            interest,
+            journal,
+        }))
     }
 
     /// The sink with facts written down as they are stated, where there is a directory.
@@ -159,7 +162,11 @@ impl Webhooks {
     /// for a limited time.
     pub async fn stop(self) {
         self.no_more.cancel();
-        self.tasks.close();
+        let end = Instant::now() + FAREWELL;
+        if timeout_at(end, self.settling).await.is_err() {
+            tracing::error!("the last facts could not be written to the webhooks' store");
+        }
+        self.workers.close();
         if self.journal.is_none() {
             let end = Instant::now() + FAREWELL;
             let delivered = timeout_at(end, async {
@@ -178,7 +185,7 @@ impl Webhooks {
         }
         self.stop.cancel();
         let end = Instant::now() + Endpoint::TIMEOUT;
-        if timeout_at(end, self.tasks.wait()).await.is_err() {
+        if timeout_at(end, self.workers.wait()).await.is_err() {
             tracing::warn!("a webhook request did not end in time");
         }
     }
