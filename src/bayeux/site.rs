@@ -96,6 +96,13 @@ impl Site {
         Some(session)
     }
 
+    /// The same for a message that is more than a sign of life.
+    pub fn active_session(&self, client_id: Option<Given>) -> Option<ClientSession> {
+        let session = self.session(client_id)?;
+        session.client.be_active();
+        Some(session)
+    }
+
     /// What a client is told to do next as long as all is well.
     pub fn advice(&self) -> Advice {
         let limits = &self.settings.limits;
@@ -114,12 +121,21 @@ impl Site {
     async fn sweep(&self) {
         let now = Instant::now();
         for session in self.sessions.all() {
-            if session.is_over(now) {
+            if session.is_over(now) || self.is_inactive(&session, now) {
                 self.end(&session).await;
             } else if self.is_silent(&session, now) {
                 session.client.step_out().await;
             }
         }
+    }
+
+    /// Whether its client does nothing but wait. It is told where it waits: between two connects
+    /// it would only learn that its session is gone, and begin anew.
+    fn is_inactive(&self, session: &ClientSession, now: Instant) -> bool {
+        let allowed = self.settings.limits.inactivity;
+        allowed.is_some_and(|allowed| {
+            session.carried_by().is_some() && now >= session.client.active_at() + allowed
+        })
     }
 
     /// Whether a user should no longer be seen as present. A poll that ended is followed by the

@@ -396,7 +396,7 @@ fn no_problem_and_no_debug_output_shows_a_key_or_a_secret() {
 #[test]
 fn an_apps_bayeux_table_says_where_and_for_whom() {
     use crate::bayeux::mapping::Style;
-    use crate::bayeux::settings::{ClientPublish, Limits, Wildcards};
+    use crate::bayeux::settings::{ClientPublish, EventIn, Limits, Wildcards};
 
     let written = Written {
         file: inline(
@@ -407,7 +407,11 @@ fn an_apps_bayeux_table_says_where_and_for_whom() {
             secret = "s"
             [apps.bayeux]
             mounts = ["/faye/", "/", "/a/b"]
-            style = "flat"
+            style = "untyped"
+            event_in = "data"
+            jwt_secret = "j"
+            jwt_exempt = ["/open/**", "/lobby"]
+            inactivity_secs = 600
             client_publish = "none"
             wildcards = "all"
             forward_ext = false
@@ -427,7 +431,9 @@ fn an_apps_bayeux_table_says_where_and_for_whom() {
     let (app_id, settings) = &config.bayeux[0];
     assert_eq!(app_id.as_str(), "1");
     assert_eq!(settings.mounts, ["/faye", "", "/a/b"]);
-    assert_eq!(settings.style, Style::Flat);
+    assert_eq!(settings.style, Style::Untyped);
+    assert_eq!(settings.event_in, EventIn::Data);
+    assert_eq!(settings.jwt_exempt.len(), 2);
     assert_eq!(settings.client_publish, ClientPublish::Nobody);
     assert_eq!(settings.wildcards, Wildcards::All);
     assert!(!settings.forward_ext);
@@ -438,6 +444,7 @@ fn an_apps_bayeux_table_says_where_and_for_whom() {
         hold: Duration::from_secs(60),
         session_lifetime: Duration::from_secs(120),
         queue_messages_max: 7,
+        inactivity: Some(Duration::from_secs(600)),
         ..Limits::default()
     };
     assert_eq!(settings.limits, expected);
