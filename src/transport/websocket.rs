@@ -33,6 +33,7 @@ use warp::http::{HeaderMap, StatusCode};
 use warp::reply::Response;
 
 use super::http::text;
+use super::peer::Seat;
 use super::receipt::Receipted;
 use crate::hub::Frame;
 use crate::metrics::{CUT_OFFS, CutOff};
@@ -155,7 +156,7 @@ impl Upgrade {
         let on_upgrade = self.on_upgrade;
         let tasks = settings.tasks.clone();
         tasks.spawn(async move {
-            let Some(stream) = open(on_upgrade, &settings).await else {
+            let Some((stream, _seat)) = open(on_upgrade, &settings).await else {
                 return;
             };
             let mut socket = Socket {
@@ -187,10 +188,13 @@ fn has_word(headers: &HeaderMap, name: HeaderName, word: &str) -> bool {
     words.any(|given| given.trim().eq_ignore_ascii_case(word))
 }
 
-async fn open(on_upgrade: OnUpgrade, settings: &Settings) -> Option<WebSocketStream<TcpStream>> {
+async fn open(
+    on_upgrade: OnUpgrade,
+    settings: &Settings,
+) -> Option<(WebSocketStream<TcpStream>, Seat)> {
     let upgraded = on_upgrade.await.ok()?;
     let parts = upgraded.downcast::<TokioIo<Receipted>>().ok()?;
-    let stream = parts.io.into_inner().into_stream();
+    let (stream, seat) = parts.io.into_inner().into_parts();
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(WRITE_BUFFER_BYTES)
@@ -199,7 +203,7 @@ async fn open(on_upgrade: OnUpgrade, settings: &Settings) -> Option<WebSocketStr
     let early = parts.read_buf.to_vec();
     let socket =
         WebSocketStream::from_partially_read(stream, early, Role::Server, Some(config)).await;
-    Some(socket)
+    Some((socket, seat))
 }
 
 struct Socket {
