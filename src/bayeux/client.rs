@@ -1,6 +1,6 @@
 //! What a Bayeux session is subscribed to, and how it leaves.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,11 +9,11 @@ use super::encoding::{Bayeux, encoding};
 use super::extensions::Unacknowledged;
 use super::mapping::Style;
 use crate::apps::App;
-use crate::broker::{Admission, Broker, Cache, Rate, Welcome};
+use crate::broker::{Admission, Broker, Cache, Held, Membership, Rate, Welcome};
 use crate::hub::{
     Acknowledgement, Closing, Expansion, Frame, MemberLimitReached, Outbox, Subscriber,
 };
-use crate::model::{ChannelName, Member, SessionFactKind, SocketId, UserId};
+use crate::model::{ChannelName, Member, SessionFactKind, SocketId};
 use crate::transport::session::Session;
 
 pub type ClientSession = Arc<Session<Client>>;
@@ -37,18 +37,10 @@ pub struct Client {
 }
 
 pub struct ClientState {
-    /// With the member that the subscription stands for, on presence channels.
-    pub channels: HashMap<ChannelName, Option<Arc<Member>>>,
-    pub patterns: HashSet<Pattern>,
-    pub user: Option<SignedIn>,
+    pub membership: Membership,
     pub client_events: Rate,
     /// Nothing was heard for so long that the presence channels were left, for the time being.
     is_absent: bool,
-}
-
-pub struct SignedIn {
-    pub user: Arc<Member>,
-    pub watchlist: Vec<UserId>,
 }
 
 /// What a subscription was answered with, besides success.
@@ -69,16 +61,22 @@ impl Client {
         admission: Admission,
         acknowledges: bool,
     ) -> Self {
-        let client_events = Rate::per_sec(app.limits.client_events_per_sec_max);
+        let encoding = encoding(style);
+        let subscriber = Subscriber {
+            id: socket_id,
+            outbox: outbox.clone(),
+            encoding,
+        };
         Self {
-            app,
             socket_id,
-            encoding: encoding(style),
+            encoding,
             unacknowledged: acknowledges.then(Mutex::default),
             state: tokio::sync::Mutex::new(ClientState {
-                client_events,
-                ..ClientState::default()
+                membership: Membership::new(broker.clone(), app.clone(), subscriber),
+                client_events: Rate::per_sec(app.limits.client_events_per_sec_max),
+                is_absent: false,
             }),
+            app,
             is_open: AtomicBool::new(false),
             broker,
             outbox,
@@ -96,14 +94,6 @@ impl Client {
     /// end would not be left any more.
     pub fn is_open(&self) -> bool {
         self.is_open.load(Ordering::Relaxed)
-    }
-
-    pub fn subscriber(&self) -> Subscriber {
-        Subscriber {
-            id: self.socket_id,
-            outbox: self.outbox.clone(),
-            encoding: self.encoding,
-        }
     }
 
     /// A connect says that it has received everything up to this batch. Whether nothing is left
@@ -158,8 +148,6 @@ impl Client {
         channel: &ChannelName,
         member: Option<Arc<Member>>,
     ) -> Result<Subscribed, MemberLimitReached> {
-        // Noted first, so that the subscription is left whatever happens from here on.
-        state.channels.insert(channel.clone(), member.clone());
         let mut subscribed = Subscribed::default();
         let acknowledge = |welcome: Welcome<'_>| {
             subscribed.roster.clone_from(welcome.roster);
@@ -173,56 +161,40 @@ impl Client {
                 replay,
             }
         };
-        let joined = (self.broker)
-            .subscribe(&self.app, channel, self.subscriber(), member, acknowledge)
-            .await;
-        if let Err(full) = joined {
-            state.channels.remove(channel);
-            return Err(full);
-        }
+        (state.membership)
+            .subscribe(channel, member, acknowledge)
+            .await?;
         Ok(subscribed)
     }
 
     pub async fn unsubscribe(&self, state: &mut ClientState, channel: &ChannelName) {
-        if state.channels.remove(channel).is_some() {
-            let broker = &self.broker;
-            broker.unsubscribe(&self.app, channel, self.socket_id).await;
+        let left = state.membership.unsubscribe(channel.as_str()).await;
+        if left.is_some() {
             self.tell(|| SessionFactKind::Unsubscribe {
                 channel: self.encoding.name_of(channel),
             });
         }
     }
 
-    fn tell(&self, kind: impl FnOnce() -> SessionFactKind) {
-        let who = Some(self.socket_id);
-        self.broker.state_session(&self.app, who, kind);
-    }
-
     pub async fn subscribe_pattern(
         &self,
         state: &mut ClientState,
-        pattern: Pattern,
+        pattern: &Pattern,
         expansion: Expansion,
     ) {
-        if !state.patterns.insert(pattern.clone()) {
-            return;
+        let pattern = pattern.as_str();
+        if state.membership.subscribe_pattern(pattern, expansion).await {
+            self.tell(|| SessionFactKind::Subscribe {
+                channel: pattern.into(),
+            });
         }
-        let subscriber = self.subscriber();
-        (self.broker)
-            .subscribe_pattern(&self.app, pattern.as_str(), expansion, subscriber)
-            .await;
-        self.tell(|| SessionFactKind::Subscribe {
-            channel: pattern.as_str().into(),
-        });
     }
 
     pub async fn unsubscribe_pattern(&self, state: &mut ClientState, pattern: &Pattern) {
-        if state.patterns.remove(pattern) {
-            (self.broker)
-                .unsubscribe_pattern(&self.app, pattern.as_str(), self.socket_id)
-                .await;
+        let pattern = pattern.as_str();
+        if state.membership.unsubscribe_pattern(pattern).await {
             self.tell(|| SessionFactKind::Unsubscribe {
-                channel: pattern.as_str().into(),
+                channel: pattern.into(),
             });
         }
     }
@@ -234,22 +206,27 @@ impl Client {
             return;
         }
         state.is_absent = true;
-        for channel in state.channels.keys().filter(|name| name.is_presence()) {
+        let channels = state.membership.held().channels.keys();
+        for channel in channels.filter(|name| name.is_presence()) {
             let broker = &self.broker;
             broker.unsubscribe(&self.app, channel, self.socket_id).await;
         }
     }
 
-    /// The client was heard: its user joins again where it had stepped out, and learns who is
-    /// there. A channel that has filled up meanwhile is lost to it.
-    pub async fn step_in(&self) {
+    pub async fn heard(&self) {
         let mut state = self.state.lock().await;
+        self.step_in(&mut state).await;
+    }
+
+    /// The client was heard: its user joins again where it had stepped out, and learns who is
+    /// there. To be done before it subscribes anew, or its user would be there twice. A channel that has filled up meanwhile is lost to it.
+    pub async fn step_in(&self, state: &mut ClientState) {
         if !std::mem::take(&mut state.is_absent) {
             return;
         }
-        let left = state.channels.clone();
+        let left = state.membership.held().channels.clone();
         for (channel, member) in left.into_iter().filter(|(name, _)| name.is_presence()) {
-            if let Ok(subscribed) = self.join(&mut state, &channel, member).await {
+            if let Ok(subscribed) = self.join(state, &channel, member).await {
                 let roster = subscribed.roster.unwrap_or_default();
                 if let Some(frame) = self.encoding.roster(&channel, &roster) {
                     self.push(frame);
@@ -261,102 +238,49 @@ impl Client {
     pub async fn leave_all(&self) {
         let mut state = self.state.lock().await;
         if self.is_open() {
-            let held = std::mem::take(&mut *state);
-            self.leaving(held).leave().await;
+            self.tell_left(state.membership.held());
+            state.membership.leave().await;
         }
     }
 
-    /// `state` is all that the client holds. It is open no more.
-    fn leaving(&self, state: ClientState) -> Leaving {
+    fn tell(&self, kind: impl FnOnce() -> SessionFactKind) {
+        let who = Some(self.socket_id);
+        self.broker.state_session(&self.app, who, kind);
+    }
+
+    /// `held` is all that the client is leaving. It is open no more.
+    fn tell_left(&self, held: &Held) {
         self.is_open.store(false, Ordering::Relaxed);
-        Leaving {
-            state,
-            broker: self.broker.clone(),
-            app: self.app.clone(),
-            who: self.socket_id,
-            encoding: self.encoding,
+        // A user's own channel came with the sign-in.
+        for channel in held.channels.keys().filter(|name| name.is_reported()) {
+            self.tell(|| SessionFactKind::Unsubscribe {
+                channel: self.encoding.name_of(channel),
+            });
         }
+        for pattern in &held.patterns {
+            self.tell(|| SessionFactKind::Unsubscribe {
+                channel: pattern.clone(),
+            });
+        }
+        self.tell(|| SessionFactKind::Disconnect);
     }
 }
 
 impl ClientState {
     pub fn subscriptions(&self) -> usize {
-        self.channels.len() + self.patterns.len()
-    }
-
-    pub fn user(&self) -> Option<&Arc<Member>> {
-        self.user.as_ref().map(|signed_in| &signed_in.user)
+        let held = self.membership.held();
+        held.channels.len() + held.patterns.len()
     }
 }
 
-/// All that a session has to leave, and what it takes to do it.
-struct Leaving {
-    state: ClientState,
-    broker: Arc<Broker>,
-    app: Arc<App>,
-    who: SocketId,
-    encoding: &'static Bayeux,
-}
-
-impl Leaving {
-    async fn leave(self) {
-        let Self {
-            state,
-            broker,
-            app,
-            who,
-            encoding,
-        } = self;
-        let tell = |kind: &dyn Fn() -> SessionFactKind| broker.state_session(&app, Some(who), kind);
-        for channel in state.channels.keys() {
-            broker.unsubscribe(&app, channel, who).await;
-            // A user's own channel came with the sign-in.
-            if channel.is_reported() {
-                tell(&|| SessionFactKind::Unsubscribe {
-                    channel: encoding.name_of(channel),
-                });
-            }
-        }
-        for pattern in &state.patterns {
-            let pattern = pattern.as_str();
-            broker.unsubscribe_pattern(&app, pattern, who).await;
-            tell(&|| SessionFactKind::Unsubscribe {
-                channel: pattern.into(),
-            });
-        }
-        if let Some(signed_in) = state.user {
-            broker.unwatch(&app, who, &signed_in.watchlist).await;
-            broker.sign_out(&app, who, &signed_in.user.user_id).await;
-        }
-        tell(&|| SessionFactKind::Disconnect);
-    }
-}
-
-impl Default for ClientState {
-    fn default() -> Self {
-        Self {
-            channels: HashMap::new(),
-            patterns: HashSet::new(),
-            user: None,
-            client_events: Rate::per_sec(0),
-            is_absent: false,
-        }
-    }
-}
-
-/// For a session that nobody ended in order.
+/// For a session that nobody ended in order: its membership leaves by itself.
 impl Drop for Client {
     fn drop(&mut self) {
-        if !*self.is_open.get_mut() {
-            return;
+        if self.is_open()
+            && let Ok(state) = self.state.try_lock()
+        {
+            self.tell_left(state.membership.held());
         }
-        // Without a runtime the process is at its end, and there is nobody left to tell.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return;
-        };
-        let state = std::mem::take(self.state.get_mut());
-        let leaving = self.leaving(state);
-        runtime.spawn(leaving.leave());
     }
 }
 

@@ -125,7 +125,8 @@ impl Site {
                     return Err(FORBIDDEN_CHANNEL);
                 }
                 let mut state = client.state.lock().await;
-                let member = state.channels.get(channel).ok_or(AUTHENTICATION_REQUIRED)?;
+                let held = state.membership.held();
+                let member = held.channels.get(channel).ok_or(AUTHENTICATION_REQUIRED)?;
                 let user_id = member
                     .as_ref()
                     .map(|member: &Arc<_>| member.user_id.clone());

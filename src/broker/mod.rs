@@ -3,6 +3,7 @@
 
 mod admission;
 mod counts;
+mod membership;
 mod rate;
 mod users;
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 pub use admission::{Admission, OverQuota};
 use counts::Counts;
+pub use membership::{Held, Membership, SignIn, SignedIn, SignedInAsAnother};
 use rate::AppRates;
 pub use rate::Rate;
 

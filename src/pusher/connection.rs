@@ -1,7 +1,7 @@
 //! What a Pusher client asks for and what it gets (`pusher.md` 2–4), whatever carries its
 //! messages.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -13,7 +13,7 @@ use super::refusal::Refusal;
 use super::{Front, close};
 use crate::apps::App;
 use crate::auth::{self, split_auth};
-use crate::broker::{Admission, OverQuota, Rate, Welcome};
+use crate::broker::{Admission, Membership, OverQuota, Rate, SignedInAsAnother, Welcome};
 use crate::hub::{Closing, Frame, Outbox, Subscriber};
 use crate::metrics::{CUT_OFFS, CutOff, Limit, REFUSALS};
 use crate::model::{ChannelKind, ChannelName, Member, Message, SocketId, UserId};
@@ -27,18 +27,11 @@ pub struct Connection {
     app: Arc<App>,
     socket_id: SocketId,
     outbox: Arc<Outbox>,
-    /// With the user that the subscription stands for, on presence channels.
-    channels: HashMap<ChannelName, Option<UserId>>,
-    user: Option<Box<SignedIn>>,
+    membership: Membership,
     client_events: Rate,
     /// By when it has to sign in or subscribe to a private channel, if it has to and has not.
     authorize_by: Option<Instant>,
     admission: Admission,
-}
-
-struct SignedIn {
-    user: Arc<Member>,
-    watchlist: Vec<UserId>,
 }
 
 impl Connection {
@@ -54,11 +47,15 @@ impl Connection {
         let activity_timeout_secs = front.activity_timeout.as_secs();
         let greeting = pusher::connection_established(socket_id, activity_timeout_secs);
         outbox.push(greeting.into());
+        let subscriber = Subscriber {
+            id: socket_id,
+            outbox: outbox.clone(),
+            encoding: &PUSHER,
+        };
         Ok(Self {
             client_events: Rate::per_sec(app.limits.client_events_per_sec_max),
             authorize_by,
-            channels: HashMap::new(),
-            user: None,
+            membership: Membership::new(front.broker.clone(), app.clone(), subscriber),
             admission,
             front,
             app,
@@ -82,14 +79,6 @@ impl Connection {
         self.reply(refusal.to_subscription_error(channel));
     }
 
-    fn subscriber(&self) -> Subscriber {
-        Subscriber {
-            id: self.socket_id,
-            outbox: self.outbox.clone(),
-            encoding: &PUSHER,
-        }
-    }
-
     async fn on_subscribe(&mut self, request: Subscribe) {
         let TextField::Text(name) = &request.channel else {
             return self.refuse(&missing_channel());
@@ -104,7 +93,7 @@ impl Connection {
                 return self.refuse_subscription(&name, &refusal);
             }
         };
-        if self.channels.contains_key(&channel) {
+        if self.membership.held().channels.contains_key(&channel) {
             let message = format!("Existing subscription to channel {channel}");
             return self.refuse(&Refusal::plain(message));
         }
@@ -120,7 +109,7 @@ impl Connection {
     ) -> Result<(), Refusal> {
         let limits = &self.app.limits;
         if let Some(max) = limits.subscriptions_per_connection_max
-            && self.channels.len() >= max.get()
+            && self.membership.held().channels.len() >= max.get()
         {
             REFUSALS.count(Limit::Subscriptions);
             let message = format!("Connection is over its limit of {max} subscriptions");
@@ -150,14 +139,9 @@ impl Connection {
             ChannelKind::Private | ChannelKind::PrivateEncrypted | ChannelKind::Presence
         );
 
-        // Noted first, so that the subscription is left whatever happens from here on.
-        let user_id = member.as_ref().map(|member| member.user_id.clone());
-        self.channels.insert(channel.clone(), user_id);
         let acknowledge = |arrived: Welcome<'_>| welcome(channel, arrived);
-        let broker = &self.front.broker;
-        let joined = broker.subscribe(&self.app, channel, self.subscriber(), member, acknowledge);
+        let joined = self.membership.subscribe(channel, member, acknowledge);
         if joined.await.is_err() {
-            self.channels.remove(channel);
             REFUSALS.count(Limit::PresenceMembers);
             let max = self.app.limits.presence_members_max;
             let message = format!("Presence channel {channel} is over its limit of {max} members");
@@ -229,8 +213,8 @@ impl Connection {
         channel_data: Option<&str>,
     ) -> Result<Arc<Member>, Refusal> {
         let Some(channel_data) = channel_data else {
-            return match &self.user {
-                Some(signed_in) => Ok(signed_in.user.clone()),
+            return match self.membership.user() {
+                Some(user) => Ok(user.clone()),
                 None => Err(Refusal::not_authorised(format!(
                     "{channel} is a presence channel and subscription must include channel_data"
                 ))),
@@ -269,7 +253,7 @@ impl Connection {
     }
 
     fn check_addressed_user(&self, channel: &ChannelName) -> Result<(), Refusal> {
-        let signed_in = self.user.as_ref().map(|signed_in| &*signed_in.user.user_id);
+        let signed_in = self.membership.user().map(|user| &*user.user_id);
         if signed_in.is_some() && signed_in == channel.addressed_user() {
             return Ok(());
         }
@@ -281,16 +265,11 @@ impl Connection {
         let TextField::Text(name) = channel else {
             return self.refuse(&missing_channel());
         };
-        match self.channels.remove_entry(name.as_str()) {
-            Some((channel, _)) => {
-                (self.front.broker)
-                    .unsubscribe(&self.app, &channel, self.socket_id)
-                    .await;
-            }
-            None => self.refuse(&Refusal::plain(format!(
+        if self.membership.unsubscribe(&name).await.is_none() {
+            self.refuse(&Refusal::plain(format!(
                 "No current subscription to channel {}, or subscription in progress",
                 abridged(&name)
-            ))),
+            )));
         }
     }
 
@@ -316,7 +295,8 @@ impl Connection {
         let TextField::Text(channel) = channel else {
             return Err(missing_channel());
         };
-        let Some((channel, user_id)) = self.channels.get_key_value(channel.as_str()) else {
+        let held = self.membership.held();
+        let Some((channel, member)) = held.channels.get_key_value(channel.as_str()) else {
             return Err(Refusal::plain(format!(
                 "Cannot broadcast client event (connection not subscribed to channel {})",
                 abridged(&channel)
@@ -349,7 +329,7 @@ impl Connection {
         let message = Message {
             name: name.into(),
             data: data.into(),
-            user_id: user_id.clone(),
+            user_id: member.as_ref().map(|member| member.user_id.clone()),
             ext: None,
         };
         (self.front.broker)
@@ -382,29 +362,9 @@ impl Connection {
         };
         self.check_user_limits(&user)?;
 
-        let user = Arc::new(user);
-        let user_id = user.user_id.clone();
-        let broker = self.front.broker.clone();
-        let earlier = self.user.take();
-        if let Some(earlier) = earlier {
-            if earlier.user.user_id != user_id {
-                self.user = Some(earlier);
-                let message = "Connection is already signed in as another user";
-                return Err(Refusal::not_authorised(message));
-            }
-            let watchlist = &earlier.watchlist;
-            (broker.unwatch(&self.app, self.socket_id, watchlist)).await;
-            self.user = Some(Box::new(SignedIn {
-                user,
-                watchlist: Vec::new(),
-            }));
-        } else {
-            // Noted first, so that the user is signed out whatever happens from here on.
-            self.user = Some(Box::new(SignedIn {
-                user,
-                watchlist: Vec::new(),
-            }));
-            (broker.sign_in(&self.app, self.subscriber(), &user_id)).await;
+        if self.membership.sign_in(user).await == Err(SignedInAsAnother) {
+            let message = "Connection is already signed in as another user";
+            return Err(Refusal::not_authorised(message));
         }
         self.authorize_by = None;
         self.reply(pusher::signin_success(&text));
@@ -412,29 +372,18 @@ impl Connection {
         Ok(())
     }
 
-    async fn watch(&mut self, mut watchlist: Vec<UserId>) {
-        if !self.app.features.watchlist_events {
-            return;
-        }
+    async fn watch(&mut self, watchlist: Vec<UserId>) {
         let ids_max = self.app.limits.watchlist_ids_max;
-        if watchlist.len() > ids_max {
-            watchlist.truncate(ids_max);
+        if self.app.features.watchlist_events && watchlist.len() > ids_max {
             let message = format!(
                 "Watchlist limit exceeded. Only the first {ids_max} user IDs are accepted."
             );
             self.refuse(&Refusal::plain(message).with_code(4302));
         }
-        watchlist.sort_unstable();
-        watchlist.dedup();
-        if let Some(signed_in) = &mut self.user {
-            signed_in.watchlist.clone_from(&watchlist);
-        }
         let introduce = |online: &[_], offline: &[_]| {
             pusher::watchlist_events(online, offline).map(Frame::from)
         };
-        (self.front.broker)
-            .watch(&self.app, self.subscriber(), &watchlist, introduce)
-            .await;
+        self.membership.watch(watchlist, introduce).await;
     }
 }
 
@@ -487,30 +436,10 @@ impl Conversation for Connection {
     }
 }
 
-/// The one way in which a connection leaves, whatever ended it.
+/// The membership leaves by itself.
 impl Drop for Connection {
     fn drop(&mut self) {
         tracing::debug!(app = %self.app.id, socket_id = %self.socket_id, "disconnected");
-        let channels = std::mem::take(&mut self.channels);
-        let user = self.user.take();
-        if channels.is_empty() && user.is_none() {
-            return;
-        }
-        // Without a runtime the process is at its end, and there is nobody left to tell.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return;
-        };
-        let (front, app, who) = (self.front.clone(), self.app.clone(), self.socket_id);
-        runtime.spawn(async move {
-            for channel in channels.keys() {
-                front.broker.unsubscribe(&app, channel, who).await;
-            }
-            if let Some(signed_in) = user {
-                front.broker.unwatch(&app, who, &signed_in.watchlist).await;
-                let user_id = &signed_in.user.user_id;
-                front.broker.sign_out(&app, who, user_id).await;
-            }
-        });
     }
 }
 
