@@ -9,6 +9,7 @@ mod problem;
 mod section;
 #[cfg(test)]
 mod tests;
+mod webhooks;
 mod written;
 
 pub use problem::{Problem, Problems, Site};
@@ -32,6 +33,7 @@ pub struct Config {
     pub apps: Vec<App>,
     /// For each app what it says about Bayeux. Mounts are distinct.
     pub bayeux: Vec<(AppId, crate::bayeux::Settings)>,
+    pub webhooks: crate::webhooks::Settings,
     /// What is allowed, but probably not meant.
     pub warnings: Vec<Problem>,
 }
@@ -91,6 +93,7 @@ impl Config {
             log: LogSettings::default(),
             apps: vec![development_app()],
             bayeux: vec![development_bayeux()],
+            webhooks: Default::default(),
             warnings: Vec::new(),
         }
     }

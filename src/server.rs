@@ -18,7 +18,6 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -33,12 +32,14 @@ use crate::broker::Broker;
 use crate::config::Config;
 use crate::hub::{Hub, Load};
 use crate::metrics::{self, CUT_OFFS, CutOff, HTTP_ANSWERS, Page};
+use crate::model::AppId;
 use crate::model::ids::IdSource;
-use crate::model::{AppId, Fact};
 use crate::transport::http::text;
 use crate::transport::peer::{Addresses, Peer, Room, Seat, TrustedProxies};
 use crate::transport::receipt::{Receipted, Receipts};
 use crate::transport::websocket::{self, is_websocket_request};
+use crate::transport::writer::Flushers;
+use crate::webhooks::{self, Webhooks};
 use crate::{bayeux, pusher, rest};
 
 pub use status::Status;
@@ -46,8 +47,6 @@ use status::StatusListener;
 
 /// Facts that may wait for whoever tells the application.
 const FACTS_MAX: usize = 65_536;
-/// Under which the log has them.
-const FACTS_LOG: &str = "raptor::facts";
 /// How long an HTTP connection may rest between requests, and the head of a later request take.
 /// Libraries expect a kept connection to be there still (`pusher.md` 5.1).
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
@@ -63,8 +62,16 @@ pub struct Server {
     settings: HttpSettings,
     lives: Lives,
     shutdown_grace: Duration,
+    webhooks: Option<Webhooks>,
     pub status: Arc<Status>,
     status_listener: Option<StatusListener>,
+}
+
+/// Why a server cannot start.
+#[derive(Debug)]
+pub enum StartError {
+    Listen(std::io::Error),
+    Webhooks(webhooks::StartError),
 }
 
 /// What lives while the server runs.
@@ -94,27 +101,39 @@ struct OneTooMany;
 
 impl Server {
     /// Listens from now on; serves once run.
-    pub async fn start(config: Config) -> std::io::Result<Self> {
+    pub async fn start(config: Config) -> Result<Self, StartError> {
         let Config {
             server: settings,
             apps,
             bayeux,
+            webhooks,
             ..
         } = config;
-        let listener = TcpListener::bind(settings.listen).await?;
+        let listener = TcpListener::bind(settings.listen).await;
+        let listener = listener.map_err(StartError::Listen)?;
         let status_listener = match settings.metrics_listen {
-            Some(address) => Some(StatusListener::bind(address).await?),
+            Some(address) => {
+                let bound = StatusListener::bind(address).await;
+                Some(bound.map_err(StartError::Listen)?)
+            }
             None => None,
         };
         let lives = Lives::default();
+        let flushers = Arc::new(Flushers::start());
         let hub = Arc::new(Hub::new());
         let ids = Arc::new(IdSource::new(RandomState::new().hash_one(()) as u32));
+        let apps = Arc::new(AppRegistry::new(apps));
         let (fact_sink, facts) = fact_queue(FACTS_MAX);
-        fact_sink.want_sessions(tracing::enabled!(target: FACTS_LOG, tracing::Level::DEBUG));
-        tokio::spawn(log_facts(facts));
+        let are_logged = tracing::enabled!(target: webhooks::FACTS_LOG, tracing::Level::DEBUG);
+        fact_sink.want_sessions(are_logged);
+        let webhooks = Webhooks::start(webhooks, apps.clone(), facts).await;
+        let webhooks = webhooks.map_err(StartError::Webhooks)?;
+        let fact_sink = match &webhooks {
+            Some(webhooks) => webhooks.note(fact_sink),
+            None => fact_sink,
+        };
         let backend = Arc::new(Memory::new(hub.clone(), ids.clone(), fact_sink.clone()));
         let broker = Broker::new(hub, backend, fact_sink, ids);
-        let apps = Arc::new(AppRegistry::new(apps));
         let pusher = pusher::Front {
             broker: broker.clone(),
             apps: apps.clone(),
@@ -124,6 +143,7 @@ impl Server {
                 write_timeout: settings.write_timeout,
                 inbound_message_bytes_max: settings.inbound_message_bytes_max,
                 tasks: lives.tasks.clone(),
+                flushers: flushers.clone(),
             }),
             activity_timeout: settings.activity_timeout,
             assume_protocol: settings.assume_protocol,
@@ -135,6 +155,7 @@ impl Server {
             broker.clone(),
             settings.write_timeout,
             &lives.tasks,
+            &flushers,
         );
         let rest = rest::Front {
             broker: broker.clone(),
@@ -164,6 +185,7 @@ impl Server {
             },
             lives,
             shutdown_grace: settings.shutdown_grace,
+            webhooks,
         })
     }
 
@@ -192,6 +214,7 @@ impl Server {
             broker,
             lives,
             shutdown_grace,
+            webhooks,
             status,
             ..
         } = self;
@@ -203,6 +226,15 @@ impl Server {
         lives.tasks.close();
         if timeout(shutdown_grace, lives.tasks.wait()).await.is_err() {
             tracing::warn!("some connections did not leave in time");
+        }
+        if let Some(webhooks) = webhooks {
+            if timeout(shutdown_grace, broker.all_have_left())
+                .await
+                .is_err()
+            {
+                tracing::warn!("some connections did not leave their channels in time");
+            }
+            webhooks.stop().await;
         }
     }
 
@@ -477,20 +509,13 @@ fn per_app(page: &mut Page, name: &str, values: impl Iterator<Item = (AppId, u64
     }
 }
 
-/// Until something else reads them, facts go to the log, without what they carry.
-async fn log_facts(mut facts: mpsc::Receiver<Fact>) {
-    while let Some(fact) = facts.recv().await {
-        let (app, name) = (fact.app(), fact.name());
-        match &fact {
-            Fact::Channel(fact) => {
-                let channel = &fact.channel.name;
-                tracing::debug!(target: FACTS_LOG, %app, %channel, "{name}");
-            }
-            Fact::Session(fact) => {
-                let session = fact.session.map(tracing::field::display);
-                let channel = fact.kind.channel();
-                tracing::debug!(target: FACTS_LOG, %app, session, channel, "{name}");
-            }
+impl std::error::Error for StartError {}
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Listen(error) => error.fmt(f),
+            Self::Webhooks(error) => error.fmt(f),
         }
     }
 }

@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::time::Instant;
+
 use super::channel::Pattern;
-use super::encoding::{Bayeux, encoding};
+use super::encoding::Bayeux;
 use super::extensions::Unacknowledged;
-use super::mapping::Style;
 use crate::apps::App;
 use crate::broker::{Admission, Broker, Cache, Held, Membership, Rate, Welcome};
 use crate::hub::{
@@ -29,6 +30,8 @@ pub struct Client {
     pub unacknowledged: Option<Mutex<Unacknowledged>>,
     /// One operation of a client at a time.
     pub state: tokio::sync::Mutex<ClientState>,
+    /// When it last did more than wait.
+    active_at: Mutex<Instant>,
     /// From the handshake until it leaves, in whatever way.
     is_open: AtomicBool,
     broker: Arc<Broker>,
@@ -54,14 +57,13 @@ pub struct Subscribed {
 impl Client {
     pub fn new(
         app: Arc<App>,
-        style: Style,
+        encoding: &'static Bayeux,
         socket_id: SocketId,
         broker: Arc<Broker>,
         outbox: Arc<Outbox>,
         admission: Admission,
         acknowledges: bool,
     ) -> Self {
-        let encoding = encoding(style);
         let subscriber = Subscriber {
             id: socket_id,
             outbox: outbox.clone(),
@@ -77,6 +79,7 @@ impl Client {
                 is_absent: false,
             }),
             app,
+            active_at: Mutex::new(Instant::now()),
             is_open: AtomicBool::new(false),
             broker,
             outbox,
@@ -94,6 +97,14 @@ impl Client {
     /// end would not be left any more.
     pub fn is_open(&self) -> bool {
         self.is_open.load(Ordering::Relaxed)
+    }
+
+    pub fn be_active(&self) {
+        *lock(&self.active_at) = Instant::now();
+    }
+
+    pub fn active_at(&self) -> Instant {
+        *lock(&self.active_at)
     }
 
     /// A connect says that it has received everything up to this batch. Whether nothing is left
@@ -284,6 +295,6 @@ impl Drop for Client {
     }
 }
 
-fn lock(sent: &Mutex<Unacknowledged>) -> MutexGuard<'_, Unacknowledged> {
-    sent.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

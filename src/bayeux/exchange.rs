@@ -67,6 +67,7 @@ mod tests {
     use crate::hub::Hub;
     use crate::model::Fact;
     use crate::model::ids::IdSource;
+    use crate::transport::writer::Flushers;
     use crate::wire::bayeux::parse;
 
     struct Setup {
@@ -84,7 +85,9 @@ mod tests {
         let broker = Broker::new(hub, backend, sink.clone(), ids);
         let apps = Arc::new(AppRegistry::new(config.apps));
         let patience = Duration::from_secs(10);
-        let front = Front::start(config.bayeux, apps, broker, patience, &Default::default());
+        let flushers = Arc::new(Flushers::start());
+        let tasks = Default::default();
+        let front = Front::start(config.bayeux, apps, broker, patience, &tasks, &flushers);
         Setup { front, sink, facts }
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::check;
 use super::client::{Client, ClientSession};
+use super::encoding::encoding;
 use super::extensions::{TimeSync, wants_acks};
 use super::site::{SUPPORTED, Site, now_ms};
 use crate::hub::Outbox;
@@ -55,13 +56,13 @@ impl Site {
         let mut admission = self.broker.admit(&app, socket_id, queue.clone());
         let counted = admission.count(app.limits.connections_max);
         counted.map_err(|_| full())?;
-        let style = self.settings.style;
+        let encoding = encoding(self.settings.style, self.settings.event_in);
         let broker = self.broker.clone();
         let acknowledges = wants_acks(&request.ext);
         let queued = queue.clone();
         let client = Client::new(
             app,
-            style,
+            encoding,
             socket_id,
             broker,
             queued,

@@ -34,7 +34,7 @@ impl Site {
         if data.len() > self.settings.limits.data_bytes_max {
             return Err(about(MESSAGE_TOO_LARGE));
         }
-        let session = self.session(request.client_id);
+        let session = self.active_session(request.client_id);
         let channel = match destination {
             Destination::Channel(channel) => channel,
             Destination::Service(service) => {

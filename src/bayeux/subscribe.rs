@@ -58,7 +58,7 @@ impl Site {
     }
 
     async fn try_subscribe(&self, request: &Subscribe<'_>) -> Result<Option<String>, BayeuxError> {
-        let session = self.session(request.client_id);
+        let session = self.active_session(request.client_id);
         let targets = check::subscribe(request, session.is_some(), self.settings.style)?;
         let session = session.ok_or(UNKNOWN_CLIENT)?;
         let is_proven = self.settings.check_subscribe(request, now_ms())?;
@@ -132,7 +132,7 @@ impl Site {
     }
 
     async fn try_unsubscribe(&self, request: &Subscribe<'_>) -> Result<(), BayeuxError> {
-        let session = self.session(request.client_id);
+        let session = self.active_session(request.client_id);
         let targets = check::subscribe(request, session.is_some(), self.settings.style)?;
         let session = session.ok_or(UNKNOWN_CLIENT)?;
         let client = &session.client;

@@ -17,6 +17,8 @@ pub use membership::{Held, Membership, SignIn, SignedIn, SignedInAsAnother};
 use rate::AppRates;
 pub use rate::Rate;
 
+use tokio_util::task::TaskTracker;
+
 use crate::apps::App;
 use crate::backend::{Backend, FactSink, Joining, LastEvent};
 use crate::hub::{
@@ -37,6 +39,8 @@ pub struct Broker {
     counts: Counts,
     admissions: admission::Admissions,
     rates: AppRates,
+    /// Those whose connections have gone already.
+    leaving: TaskTracker,
 }
 
 /// What a new subscriber is to be told.
@@ -64,6 +68,7 @@ impl Broker {
             counts: Counts::new(backend.clone(), ids.clone(), facts.clone()),
             admissions: Default::default(),
             rates: Default::default(),
+            leaving: TaskTracker::new(),
             hub,
             backend,
             facts,
@@ -107,6 +112,12 @@ impl Broker {
         self.admissions.drain();
     }
 
+    /// Waits until whoever has disconnected has left its channels. For the end, when nobody comes.
+    pub async fn all_have_left(&self) {
+        self.leaving.close();
+        self.leaving.wait().await;
+    }
+
     /// Subscribes; `acknowledge` makes what the subscriber receives first. The caller has checked
     /// that it may, and that it is not subscribed yet.
     pub async fn subscribe(
@@ -125,6 +136,11 @@ impl Broker {
             members_max: app.limits.presence_members_max,
         };
         let joined = self.backend.join(&id, joining).await?;
+        // Before the acknowledgement, so that of clients that come one after the other each is
+        // counted. The subscriber itself learns of it behind its acknowledgement all the same.
+        (self.counts)
+            .changed(app, &id, joined.connections, joined.version)
+            .await;
         let last_event = match channel.is_cached() {
             true => Some(self.backend.last_event(&id).await),
             false => None,
@@ -143,9 +159,6 @@ impl Broker {
         if is_miss {
             self.facts.state(&id, FactKind::CacheMiss);
         }
-        (self.counts)
-            .changed(app, &id, joined.connections, joined.version)
-            .await;
         Ok(())
     }
 

@@ -5,9 +5,10 @@ use std::ops::RangeInclusive;
 
 use tracing_subscriber::EnvFilter;
 
-use super::apps::{self, unlimited_or};
+use super::apps::{self, Joined, unlimited_or};
 use super::problem::Problems;
 use super::section::{Reading, Section, nearest};
+use super::webhooks;
 use super::written::{Sited, Written};
 use crate::transport::peer::{Network, TrustedProxies};
 
@@ -17,15 +18,21 @@ impl Config {
     /// Flags and environment variables beat the file, the file beats the defaults.
     pub fn from_written(written: &Written) -> Result<Self, Problems> {
         let reading = Reading::of(written.file.as_ref());
-        let (server, log, (apps, bayeux), warnings) = reading.root(|root| {
+        let (server, log, joined, warnings) = reading.root(|root| {
             let listen = listen(root, written);
             let server = server_settings(root, listen.as_ref());
             let log = log_settings(root, written);
             let drafts = apps::drafts(root, written, &server);
             let warnings = apps::warnings(&drafts);
-            let apps = apps::apps(root.reading, drafts, listen.as_ref());
-            (server, log, apps, warnings)
+            let webhooks = webhooks::settings(root);
+            let joined = apps::apps(root.reading, drafts, listen.as_ref(), webhooks);
+            (server, log, joined, warnings)
         });
+        let Joined {
+            apps,
+            bayeux,
+            webhooks,
+        } = joined;
         let mut problems = reading.into_problems();
         if problems.is_empty() {
             return Ok(Self {
@@ -33,6 +40,7 @@ impl Config {
                 log,
                 apps,
                 bayeux,
+                webhooks,
                 warnings,
             });
         }

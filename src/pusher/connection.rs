@@ -18,6 +18,7 @@ use crate::hub::{Closing, Frame, Outbox, Subscriber};
 use crate::metrics::{CUT_OFFS, CutOff, Limit, REFUSALS};
 use crate::model::{ChannelKind, ChannelName, Member, Message, SocketId, UserId};
 use crate::transport::websocket::{Close, Conversation};
+use crate::transport::writer::Source;
 use crate::wire::json::TextField;
 use crate::wire::pusher::{self, ClientEvent, MemberError, Subscribe, Trigger, UserData, abridged};
 
@@ -388,6 +389,12 @@ impl Connection {
 }
 
 impl Conversation for Connection {
+    type Source = Outgoing;
+
+    fn source(&self) -> Outgoing {
+        Outgoing(self.outbox.clone())
+    }
+
     async fn on_text(&mut self, text: &str) -> Result<(), Close> {
         match pusher::parse(text) {
             Ok(ClientEvent::Ping) => self.reply(pusher::pong()),
@@ -409,19 +416,6 @@ impl Conversation for Connection {
         Ok(())
     }
 
-    fn poll_take(
-        &mut self,
-        cx: &mut Context<'_>,
-        batch: &mut VecDeque<Frame>,
-    ) -> Poll<Result<(), Close>> {
-        self.outbox.poll_take(cx, batch).map_err(close::of_outbox)
-    }
-
-    fn poll_abandon(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
-        let slow = self.outbox.poll_slow(cx);
-        slow.map(|()| close::of_outbox(Closing::Slow))
-    }
-
     fn deadline(&self) -> Option<Instant> {
         self.authorize_by
     }
@@ -433,6 +427,24 @@ impl Conversation for Connection {
 
     fn on_silence(&self) -> Close {
         close::close(close::NO_PONG)
+    }
+}
+
+/// What a connection is to receive.
+pub struct Outgoing(Arc<Outbox>);
+
+impl Source for Outgoing {
+    fn poll_take(
+        &self,
+        cx: &mut Context<'_>,
+        batch: &mut VecDeque<Frame>,
+    ) -> Poll<Result<(), Close>> {
+        self.0.poll_take(cx, batch).map_err(close::of_outbox)
+    }
+
+    fn poll_abandon(&self, cx: &mut Context<'_>) -> Poll<Close> {
+        let slow = self.0.poll_slow(cx);
+        slow.map(|()| close::of_outbox(Closing::Slow))
     }
 }
 
