@@ -916,12 +916,9 @@ mod tests {
         let (store, _) = store().await;
         append(&store, &["a", "b"]).await;
         let mut gone = occupied("a");
-        let (subject, _) = gone.told.take().unwrap();
-        gone.told = Some((subject, false));
-        store
-            .append(Arc::new(vec![(gone, false)]), 5, 7)
-            .await
-            .unwrap();
+        gone.json = None;
+        gone.told = gone.told.map(|(subject, _)| (subject, false));
+        store.append(Arc::new(vec![gone]), 5, 7).await.unwrap();
         let told = store.told().await.unwrap();
         let names: Vec<_> = told.iter().map(|told| told.channel.name.as_str()).collect();
         assert_eq!(names, ["b"]);
