@@ -16,6 +16,7 @@
 //! | [`pusher`] | front end: `/app/:key` |
 //! | [`bayeux`] | front end: what Faye and CometD clients speak |
 //! | [`rest`] | front end: the signed HTTP API, `/apps/:id/…` |
+//! | [`webhooks`] | tells applications what happened: damping, batches, retries, the log of it |
 //! | [`config`] | what the user wrote → a valid `Config` |
 //! | [`server`] | assembly: build everything, the URL table, listen, drain |
 //!
@@ -67,6 +68,7 @@ pub mod server;
 pub mod bayeux;
 pub mod pusher;
 pub mod rest;
+pub mod webhooks;
 
 pub mod broker;
 

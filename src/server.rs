@@ -6,8 +6,8 @@ use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::TryFutureExt;
@@ -18,11 +18,11 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use warp::Filter;
+use warp::http::header::{CONNECTION, HeaderValue, RETRY_AFTER};
 use warp::http::{HeaderMap, Request, StatusCode, Uri};
 use warp::reply::Response;
 
@@ -32,12 +32,14 @@ use crate::broker::Broker;
 use crate::config::Config;
 use crate::hub::{Hub, Load};
 use crate::metrics::{self, CUT_OFFS, CutOff, HTTP_ANSWERS, Page};
+use crate::model::AppId;
 use crate::model::ids::IdSource;
-use crate::model::{AppId, Fact};
-use crate::transport::http::{Peer, text};
+use crate::transport::http::text;
+use crate::transport::peer::{Addresses, Peer, Room, Seat, TrustedProxies};
 use crate::transport::receipt::{Receipted, Receipts};
 use crate::transport::websocket::{self, is_websocket_request};
 use crate::transport::writer::Flushers;
+use crate::webhooks::{self, Webhooks};
 use crate::{bayeux, pusher, rest};
 
 pub use status::Status;
@@ -45,8 +47,6 @@ use status::StatusListener;
 
 /// Facts that may wait for whoever tells the application.
 const FACTS_MAX: usize = 65_536;
-/// Under which the log has them.
-const FACTS_LOG: &str = "raptor::facts";
 /// How long an HTTP connection may rest between requests, and the head of a later request take.
 /// Libraries expect a kept connection to be there still (`pusher.md` 5.1).
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
@@ -62,8 +62,16 @@ pub struct Server {
     settings: HttpSettings,
     lives: Lives,
     shutdown_grace: Duration,
+    webhooks: Option<Webhooks>,
     pub status: Arc<Status>,
     status_listener: Option<StatusListener>,
+}
+
+/// Why a server cannot start.
+#[derive(Debug)]
+pub enum StartError {
+    Listen(std::io::Error),
+    Webhooks(webhooks::StartError),
 }
 
 /// What lives while the server runs.
@@ -79,34 +87,54 @@ struct Lives {
 struct HttpSettings {
     /// For the first request of a connection.
     head_timeout: Duration,
+    /// A peer that accepts nothing for this long is cut off.
+    write_timeout: Duration,
     /// Without a slash at its end; empty for none.
     path_prefix: Arc<str>,
+    trusted_proxies: Arc<TrustedProxies>,
+    addresses: Addresses,
 }
+
+/// In the extensions of a request whose address has as many connections as it may have.
+#[derive(Clone, Copy)]
+struct OneTooMany;
 
 impl Server {
     /// Listens from now on; serves once run.
-    pub async fn start(config: Config) -> std::io::Result<Self> {
+    pub async fn start(config: Config) -> Result<Self, StartError> {
         let Config {
             server: settings,
             apps,
             bayeux,
+            webhooks,
             ..
         } = config;
-        let listener = TcpListener::bind(settings.listen).await?;
+        let listener = TcpListener::bind(settings.listen).await;
+        let listener = listener.map_err(StartError::Listen)?;
         let status_listener = match settings.metrics_listen {
-            Some(address) => Some(StatusListener::bind(address).await?),
+            Some(address) => {
+                let bound = StatusListener::bind(address).await;
+                Some(bound.map_err(StartError::Listen)?)
+            }
             None => None,
         };
         let lives = Lives::default();
         let flushers = Arc::new(Flushers::start());
         let hub = Arc::new(Hub::new());
         let ids = Arc::new(IdSource::new(RandomState::new().hash_one(()) as u32));
+        let apps = Arc::new(AppRegistry::new(apps));
         let (fact_sink, facts) = fact_queue(FACTS_MAX);
-        fact_sink.want_sessions(tracing::enabled!(target: FACTS_LOG, tracing::Level::DEBUG));
-        tokio::spawn(log_facts(facts));
+        let are_logged = tracing::enabled!(target: webhooks::FACTS_LOG, tracing::Level::DEBUG);
+        let webhooks = Webhooks::start(webhooks, apps.clone(), facts).await;
+        let webhooks = webhooks.map_err(StartError::Webhooks)?;
+        let are_wanted = webhooks.as_ref().is_some_and(Webhooks::want_sessions);
+        fact_sink.want_sessions(are_logged || are_wanted);
+        let fact_sink = match &webhooks {
+            Some(webhooks) => webhooks.note(fact_sink),
+            None => fact_sink,
+        };
         let backend = Arc::new(Memory::new(hub.clone(), ids.clone(), fact_sink.clone()));
         let broker = Broker::new(hub, backend, fact_sink, ids);
-        let apps = Arc::new(AppRegistry::new(apps));
         let pusher = pusher::Front {
             broker: broker.clone(),
             apps: apps.clone(),
@@ -137,6 +165,10 @@ impl Server {
         };
         let status = Arc::new(Status::default());
         show(&status, broker.clone(), lives.tasks.clone());
+        tokio::spawn(watch_memory(
+            Arc::downgrade(&broker),
+            settings.outbox_bytes_total_max,
+        ));
         Ok(Self {
             status,
             status_listener,
@@ -147,10 +179,14 @@ impl Server {
             bayeux: Arc::new(bayeux),
             settings: HttpSettings {
                 head_timeout: settings.handshake_timeout,
+                write_timeout: settings.write_timeout,
                 path_prefix: settings.path_prefix.into(),
+                trusted_proxies: Arc::new(settings.trusted_proxies),
+                addresses: Addresses::new(settings.connections_per_address_max),
             },
             lives,
             shutdown_grace: settings.shutdown_grace,
+            webhooks,
         })
     }
 
@@ -179,6 +215,7 @@ impl Server {
             broker,
             lives,
             shutdown_grace,
+            webhooks,
             status,
             ..
         } = self;
@@ -190,6 +227,15 @@ impl Server {
         lives.tasks.close();
         if timeout(shutdown_grace, lives.tasks.wait()).await.is_err() {
             tracing::warn!("some connections did not leave in time");
+        }
+        if let Some(webhooks) = webhooks {
+            if timeout(shutdown_grace, broker.all_have_left())
+                .await
+                .is_err()
+            {
+                tracing::warn!("some connections did not leave their channels in time");
+            }
+            webhooks.stop().await;
         }
     }
 
@@ -226,18 +272,39 @@ async fn serve<F>(
 {
     // An event is worth sending by itself; waiting for more is the outbox's business.
     let _ = stream.set_nodelay(true);
-    let peer = Peer {
-        address,
+    let direct = Peer {
+        address: address.ip().to_canonical(),
         secure: false,
     };
+    let HttpSettings {
+        trusted_proxies,
+        addresses,
+        ..
+    } = settings;
+    let seat = Seat::default();
+    if !trusted_proxies.contains(direct.address)
+        && seat.take(&addresses, direct.address) == Room::Crowded
+    {
+        return CUT_OFFS.count(CutOff::AddressConnections);
+    }
     let service = TowerToHyperService::new(warp::service(routes));
     let prefix = settings.path_prefix;
     let receipts = Receipts::default();
-    let stream = Receipted::new(stream, receipts.clone());
+    let stream = Receipted::new(
+        stream,
+        seat.clone(),
+        receipts.clone(),
+        settings.write_timeout,
+    );
     let has_asked = Arc::new(AtomicBool::new(false));
     let asks = has_asked.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         asks.store(true, Ordering::Relaxed);
+        let peer = trusted_proxies.peer(direct, request.headers());
+        if seat.take(&addresses, peer.address) != Room::Free {
+            CUT_OFFS.count(CutOff::AddressConnections);
+            request.extensions_mut().insert(OneTooMany);
+        }
         request.extensions_mut().insert(peer);
         request.extensions_mut().insert(receipts.clone());
         strip_prefix(&mut request, &prefix);
@@ -300,6 +367,21 @@ fn routes(
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let upgrade = warp::ext::optional::<OnUpgrade>();
 
+    let too_many = warp::ext::get::<OneTooMany>()
+        .and(warp::header::headers_cloned())
+        .and(upgrade)
+        .and(pusher.clone())
+        .map(|_, headers: HeaderMap, upgrade, front| {
+            if is_websocket_request(&headers) {
+                return pusher::too_many(front, &headers, upgrade);
+            }
+            let message = "Too many connections from this address";
+            let mut refusal = text(StatusCode::TOO_MANY_REQUESTS, message);
+            let headers = refusal.headers_mut();
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            refusal
+        });
     let app = warp::path!("app" / String)
         .and(warp::get())
         .and(query)
@@ -327,7 +409,9 @@ fn routes(
         .and(warp::get())
         .map(move || status.ready());
     let nobodys = warp::any().map(|| text(StatusCode::NOT_FOUND, "NOT FOUND"));
-    (app.or(bayeux::routes(bayeux)).unify())
+    (too_many.or(app).unify())
+        .or(bayeux::routes(bayeux))
+        .unify()
         .or(nobodys_websocket)
         .unify()
         .or(rest::routes(rest))
@@ -338,6 +422,23 @@ fn routes(
         .unify()
         .or(nobodys)
         .unify()
+}
+
+/// Looks at what waits for all connections, the more often the more it is. Ends with the broker.
+async fn watch_memory(broker: Weak<Broker>, outbox_bytes_max: usize) {
+    let mut waiting = 0;
+    loop {
+        let interval_ms = if waiting > outbox_bytes_max / 2 {
+            50
+        } else {
+            1000
+        };
+        sleep(Duration::from_millis(interval_ms)).await;
+        let Some(broker) = broker.upgrade() else {
+            return;
+        };
+        waiting = broker.relieve(outbox_bytes_max);
+    }
 }
 
 /// What the channel model can tell when somebody asks.
@@ -409,20 +510,13 @@ fn per_app(page: &mut Page, name: &str, values: impl Iterator<Item = (AppId, u64
     }
 }
 
-/// Until something else reads them, facts go to the log, without what they carry.
-async fn log_facts(mut facts: mpsc::Receiver<Fact>) {
-    while let Some(fact) = facts.recv().await {
-        let (app, name) = (fact.app(), fact.name());
-        match &fact {
-            Fact::Channel(fact) => {
-                let channel = &fact.channel.name;
-                tracing::debug!(target: FACTS_LOG, %app, %channel, "{name}");
-            }
-            Fact::Session(fact) => {
-                let session = fact.session.map(tracing::field::display);
-                let channel = fact.kind.channel();
-                tracing::debug!(target: FACTS_LOG, %app, session, channel, "{name}");
-            }
+impl std::error::Error for StartError {}
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Listen(error) => error.fmt(f),
+            Self::Webhooks(error) => error.fmt(f),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The way of facts to whoever tells the application.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc;
@@ -18,6 +18,7 @@ pub fn fact_queue(facts_max: usize) -> (FactSink, mpsc::Receiver<Fact>) {
         queue,
         wants_sessions: Arc::default(),
         dropped: Arc::default(),
+        note: None,
     };
     (sink, facts)
 }
@@ -27,9 +28,22 @@ pub struct FactSink {
     queue: mpsc::Sender<Fact>,
     wants_sessions: Arc<AtomicBool>,
     dropped: Arc<AtomicU64>,
+    note: Option<Note>,
 }
 
+/// Does not wait for anything.
+type Note = Arc<Mutex<dyn FnMut(&Fact) + Send>>;
+
 impl FactSink {
+    /// `note` sees each fact before anybody else does, in the order of the queue.
+    pub fn noted_by(self, note: impl FnMut(&Fact) + Send + 'static) -> Self {
+        let note: Note = Arc::new(Mutex::new(note));
+        Self {
+            note: Some(note),
+            ..self
+        }
+    }
+
     /// States the fact, unless the channel is one that applications are not told about.
     pub fn state(&self, channel: &ChannelId, kind: FactKind) {
         if !channel.name.is_reported() {
@@ -71,7 +85,19 @@ impl FactSink {
     }
 
     fn send(&self, fact: Fact) {
-        if self.queue.try_send(fact).is_err() {
+        let sent = match &self.note {
+            None => self.queue.try_send(fact).is_ok(),
+            Some(note) => {
+                let mut note = note.lock().unwrap_or_else(PoisonError::into_inner);
+                let place = self.queue.try_reserve();
+                place.is_ok_and(|place| {
+                    note(&fact);
+                    place.send(fact);
+                    true
+                })
+            }
+        };
+        if !sent {
             self.count_dropped();
         }
     }

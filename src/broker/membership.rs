@@ -199,6 +199,10 @@ impl Drop for Membership {
             return;
         };
         let (broker, app, who) = (self.broker.clone(), self.app.clone(), self.subscriber.id);
-        runtime.spawn(async move { held.leave(&broker, &app, who).await });
+        let leaving = broker.leaving.clone();
+        leaving.spawn_on(
+            async move { held.leave(&broker, &app, who).await },
+            &runtime,
+        );
     }
 }

@@ -9,11 +9,15 @@ mod users;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use admission::{Admission, OverQuota};
 use counts::Counts;
 pub use membership::{Held, Membership, SignIn, SignedIn, SignedInAsAnother};
+use rate::AppRates;
 pub use rate::Rate;
+
+use tokio_util::task::TaskTracker;
 
 use crate::apps::App;
 use crate::backend::{Backend, FactSink, Joining, LastEvent};
@@ -34,6 +38,9 @@ pub struct Broker {
     ids: Arc<IdSource>,
     counts: Counts,
     admissions: admission::Admissions,
+    rates: AppRates,
+    /// Those whose connections have gone already.
+    leaving: TaskTracker,
 }
 
 /// What a new subscriber is to be told.
@@ -60,6 +67,8 @@ impl Broker {
         Arc::new(Self {
             counts: Counts::new(backend.clone(), ids.clone(), facts.clone()),
             admissions: Default::default(),
+            rates: Default::default(),
+            leaving: TaskTracker::new(),
             hub,
             backend,
             facts,
@@ -92,9 +101,21 @@ impl Broker {
         self.admissions.outbox_bytes()
     }
 
+    /// Cuts off those that most is waiting for, if more than this waits for all together. Returns
+    /// what waits then.
+    pub fn relieve(&self, outbox_bytes_max: usize) -> usize {
+        self.admissions.relieve(outbox_bytes_max)
+    }
+
     /// Tells every connection to go elsewhere, also those that still come.
     pub fn drain(&self) {
         self.admissions.drain();
+    }
+
+    /// Waits until whoever has disconnected has left its channels. For the end, when nobody comes.
+    pub async fn all_have_left(&self) {
+        self.leaving.close();
+        self.leaving.wait().await;
     }
 
     /// Subscribes; `acknowledge` makes what the subscriber receives first. The caller has checked
@@ -147,6 +168,15 @@ impl Broker {
             (self.counts)
                 .changed(app, &id, left.connections, left.version)
                 .await;
+        }
+    }
+
+    /// Whether the application may publish so many events now; an event counts once for each of
+    /// its channels. `Err` says after what time to try again.
+    pub fn allows_publishing(&self, app: &App, events: usize) -> Result<(), Duration> {
+        match app.limits.backend_events_per_sec_max {
+            Some(max) => self.rates.allows(&app.id, max.get(), events),
+            None => Ok(()),
         }
     }
 

@@ -73,7 +73,7 @@ fn every_problem_of_a_file_is_named_with_its_line() {
         assert_eq!(format!("{problems}\n"), expected, "{name}");
         checked += 1;
     }
-    assert_eq!(checked, 12);
+    assert_eq!(checked, 13);
 }
 
 #[test]
@@ -118,6 +118,13 @@ fn every_key_reaches_its_place() {
             assume_protocol: Some(7),
             request_body_bytes_max: 2_097_152,
             inbound_message_bytes_max: 32_768,
+            connections_per_address_max: NonZeroUsize::new(50),
+            trusted_proxies: TrustedProxies(
+                ["10.0.0.0/8", "::1"]
+                    .map(|n| Network::parse(n).unwrap())
+                    .to_vec()
+            ),
+            outbox_bytes_total_max: 100_000_000,
             outbox_bytes_max: 524_288,
         }
     );
@@ -160,12 +167,38 @@ fn every_key_reaches_its_place() {
             user_info_bytes_max: 2048,
             user_id_chars_max: 64,
             client_events_per_sec_max: 5,
+            backend_events_per_sec_max: NonZeroUsize::new(500),
             watchlist_ids_max: 30,
             cache_ttl: secs(600),
         }
     );
     let origins: Vec<_> = app.allowed_origins.iter().map(|o| o.to_string()).collect();
     assert_eq!(origins, ["https://a.example", "https://*.b.example"]);
+
+    let webhooks = &config.webhooks;
+    assert_eq!(
+        webhooks.dir.as_deref(),
+        Some(Path::new("/var/lib/raptor/webhooks"))
+    );
+    assert!(webhooks.fsync && webhooks.keep_bodies);
+    assert_eq!(webhooks.store_bytes_max, 10_485_760);
+    let [billing, local] = &webhooks.endpoints[..] else {
+        panic!("{webhooks:?}");
+    };
+    assert_eq!(billing.name, "billing");
+    assert_eq!(billing.url, "https://billing.example/pusher");
+    assert_eq!(
+        billing.events,
+        ["channel_occupied", "channel_vacated", "client_event"]
+    );
+    assert_eq!(billing.channel_prefixes, ["private-", "presence-"]);
+    assert_eq!(billing.headers["authorization"], "Bearer hush");
+    assert_eq!(billing.batch_events_max, 500);
+    assert_eq!(billing.timeout, secs(5));
+    assert_eq!(billing.retry_window, secs(600));
+    assert!(billing.allow_private_networks);
+    assert_eq!(local.batch_events_max, 1);
+    assert_eq!(local.name, "http://127.0.0.1:8000/hook");
 
     assert!(second.enabled);
     assert_eq!(second.features, Features::default());
@@ -348,6 +381,16 @@ fn no_problem_and_no_debug_output_shows_a_key_or_a_secret() {
         ..app_flags("5", "hush-hush", "\nhush-hush")
     });
     let shown = problems.unwrap_err().to_string();
+    assert!(!shown.contains("hush"), "{shown}");
+
+    let written = Written {
+        file: inline(
+            "[[apps]]\nid = '1'\nkey = 'k'\nsecret = 's'\n[[apps.webhooks]]\n\
+             url = 'http://a.example/?hush'\nheaders = { A = 'hush' }\n",
+        ),
+        ..Written::default()
+    };
+    let shown = format!("{:?}", valid(&written));
     assert!(!shown.contains("hush"), "{shown}");
 
     let unclosed = Config::from_written(&Written {
