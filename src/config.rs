@@ -16,11 +16,13 @@ pub use problem::{Problem, Problems, Site};
 pub use written::{Sited, Written, WrittenFile};
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use crate::apps::{App, AppKey, Features, Limits};
 use crate::auth::Secret;
 use crate::model::AppId;
+use crate::transport::peer::{Network, TrustedProxies};
 
 /// A configuration that can be used as it is.
 #[derive(Clone, Debug)]
@@ -59,6 +61,12 @@ pub struct ServerSettings {
     pub request_body_bytes_max: usize,
     /// One WebSocket message from a client.
     pub inbound_message_bytes_max: usize,
+    /// Of one IPv4 address, or of one IPv6 network of 64 bits.
+    pub connections_per_address_max: Option<NonZeroUsize>,
+    /// Believed when they say for whom they ask.
+    pub trusted_proxies: TrustedProxies,
+    /// What may wait for all connections together.
+    pub outbox_bytes_total_max: usize,
     /// What may wait for one slow connection before 4100.
     pub outbox_bytes_max: usize,
 }
@@ -105,6 +113,13 @@ impl Default for ServerSettings {
             assume_protocol: None,
             request_body_bytes_max: 1_048_576,
             inbound_message_bytes_max: 65_536,
+            connections_per_address_max: None,
+            trusted_proxies: TrustedProxies(
+                (LOOPBACK.iter())
+                    .filter_map(|network| Network::parse(network))
+                    .collect(),
+            ),
+            outbox_bytes_total_max: 1_073_741_824,
             outbox_bytes_max: 1_048_576,
         }
     }
@@ -118,6 +133,9 @@ impl Default for LogSettings {
         }
     }
 }
+
+/// A proxy on the same machine is trusted unless the configuration says otherwise.
+const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1"];
 
 /// The development app's credentials. Everybody knows them, so that they are refused on every
 /// address that is not loopback.

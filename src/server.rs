@@ -6,8 +6,8 @@ use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::TryFutureExt;
@@ -22,6 +22,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use warp::Filter;
+use warp::http::header::{CONNECTION, HeaderValue, RETRY_AFTER};
 use warp::http::{HeaderMap, Request, StatusCode, Uri};
 use warp::reply::Response;
 
@@ -33,7 +34,8 @@ use crate::hub::{Hub, Load};
 use crate::metrics::{self, CUT_OFFS, CutOff, HTTP_ANSWERS, Page};
 use crate::model::AppId;
 use crate::model::ids::IdSource;
-use crate::transport::http::{Peer, text};
+use crate::transport::http::text;
+use crate::transport::peer::{Addresses, Peer, Room, Seat, TrustedProxies};
 use crate::transport::receipt::{Receipted, Receipts};
 use crate::transport::websocket::{self, is_websocket_request};
 use crate::transport::writer::Flushers;
@@ -85,9 +87,17 @@ struct Lives {
 struct HttpSettings {
     /// For the first request of a connection.
     head_timeout: Duration,
+    /// A peer that accepts nothing for this long is cut off.
+    write_timeout: Duration,
     /// Without a slash at its end; empty for none.
     path_prefix: Arc<str>,
+    trusted_proxies: Arc<TrustedProxies>,
+    addresses: Addresses,
 }
+
+/// In the extensions of a request whose address has as many connections as it may have.
+#[derive(Clone, Copy)]
+struct OneTooMany;
 
 impl Server {
     /// Listens from now on; serves once run.
@@ -154,6 +164,10 @@ impl Server {
         };
         let status = Arc::new(Status::default());
         show(&status, broker.clone(), lives.tasks.clone());
+        tokio::spawn(watch_memory(
+            Arc::downgrade(&broker),
+            settings.outbox_bytes_total_max,
+        ));
         Ok(Self {
             status,
             status_listener,
@@ -164,7 +178,10 @@ impl Server {
             bayeux: Arc::new(bayeux),
             settings: HttpSettings {
                 head_timeout: settings.handshake_timeout,
+                write_timeout: settings.write_timeout,
                 path_prefix: settings.path_prefix.into(),
+                trusted_proxies: Arc::new(settings.trusted_proxies),
+                addresses: Addresses::new(settings.connections_per_address_max),
             },
             lives,
             shutdown_grace: settings.shutdown_grace,
@@ -254,18 +271,39 @@ async fn serve<F>(
 {
     // An event is worth sending by itself; waiting for more is the outbox's business.
     let _ = stream.set_nodelay(true);
-    let peer = Peer {
-        address,
+    let direct = Peer {
+        address: address.ip().to_canonical(),
         secure: false,
     };
+    let HttpSettings {
+        trusted_proxies,
+        addresses,
+        ..
+    } = settings;
+    let seat = Seat::default();
+    if !trusted_proxies.contains(direct.address)
+        && seat.take(&addresses, direct.address) == Room::Crowded
+    {
+        return CUT_OFFS.count(CutOff::AddressConnections);
+    }
     let service = TowerToHyperService::new(warp::service(routes));
     let prefix = settings.path_prefix;
     let receipts = Receipts::default();
-    let stream = Receipted::new(stream, receipts.clone());
+    let stream = Receipted::new(
+        stream,
+        seat.clone(),
+        receipts.clone(),
+        settings.write_timeout,
+    );
     let has_asked = Arc::new(AtomicBool::new(false));
     let asks = has_asked.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         asks.store(true, Ordering::Relaxed);
+        let peer = trusted_proxies.peer(direct, request.headers());
+        if seat.take(&addresses, peer.address) != Room::Free {
+            CUT_OFFS.count(CutOff::AddressConnections);
+            request.extensions_mut().insert(OneTooMany);
+        }
         request.extensions_mut().insert(peer);
         request.extensions_mut().insert(receipts.clone());
         strip_prefix(&mut request, &prefix);
@@ -328,6 +366,21 @@ fn routes(
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let upgrade = warp::ext::optional::<OnUpgrade>();
 
+    let too_many = warp::ext::get::<OneTooMany>()
+        .and(warp::header::headers_cloned())
+        .and(upgrade)
+        .and(pusher.clone())
+        .map(|_, headers: HeaderMap, upgrade, front| {
+            if is_websocket_request(&headers) {
+                return pusher::too_many(front, &headers, upgrade);
+            }
+            let message = "Too many connections from this address";
+            let mut refusal = text(StatusCode::TOO_MANY_REQUESTS, message);
+            let headers = refusal.headers_mut();
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            refusal
+        });
     let app = warp::path!("app" / String)
         .and(warp::get())
         .and(query)
@@ -355,7 +408,9 @@ fn routes(
         .and(warp::get())
         .map(move || status.ready());
     let nobodys = warp::any().map(|| text(StatusCode::NOT_FOUND, "NOT FOUND"));
-    (app.or(bayeux::routes(bayeux)).unify())
+    (too_many.or(app).unify())
+        .or(bayeux::routes(bayeux))
+        .unify()
         .or(nobodys_websocket)
         .unify()
         .or(rest::routes(rest))
@@ -366,6 +421,23 @@ fn routes(
         .unify()
         .or(nobodys)
         .unify()
+}
+
+/// Looks at what waits for all connections, the more often the more it is. Ends with the broker.
+async fn watch_memory(broker: Weak<Broker>, outbox_bytes_max: usize) {
+    let mut waiting = 0;
+    loop {
+        let interval_ms = if waiting > outbox_bytes_max / 2 {
+            50
+        } else {
+            1000
+        };
+        sleep(Duration::from_millis(interval_ms)).await;
+        let Some(broker) = broker.upgrade() else {
+            return;
+        };
+        waiting = broker.relieve(outbox_bytes_max);
+    }
 }
 
 /// What the channel model can tell when somebody asks.

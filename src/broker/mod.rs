@@ -9,10 +9,12 @@ mod users;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use admission::{Admission, OverQuota};
 use counts::Counts;
 pub use membership::{Held, Membership, SignIn, SignedIn, SignedInAsAnother};
+use rate::AppRates;
 pub use rate::Rate;
 
 use tokio_util::task::TaskTracker;
@@ -36,6 +38,7 @@ pub struct Broker {
     ids: Arc<IdSource>,
     counts: Counts,
     admissions: admission::Admissions,
+    rates: AppRates,
     /// Those whose connections have gone already.
     leaving: TaskTracker,
 }
@@ -64,6 +67,7 @@ impl Broker {
         Arc::new(Self {
             counts: Counts::new(backend.clone(), ids.clone(), facts.clone()),
             admissions: Default::default(),
+            rates: Default::default(),
             leaving: TaskTracker::new(),
             hub,
             backend,
@@ -95,6 +99,12 @@ impl Broker {
     /// often.
     pub fn outbox_bytes(&self) -> usize {
         self.admissions.outbox_bytes()
+    }
+
+    /// Cuts off those that most is waiting for, if more than this waits for all together. Returns
+    /// what waits then.
+    pub fn relieve(&self, outbox_bytes_max: usize) -> usize {
+        self.admissions.relieve(outbox_bytes_max)
     }
 
     /// Tells every connection to go elsewhere, also those that still come.
@@ -158,6 +168,15 @@ impl Broker {
             (self.counts)
                 .changed(app, &id, left.connections, left.version)
                 .await;
+        }
+    }
+
+    /// Whether the application may publish so many events now; an event counts once for each of
+    /// its channels. `Err` says after what time to try again.
+    pub fn allows_publishing(&self, app: &App, events: usize) -> Result<(), Duration> {
+        match app.limits.backend_events_per_sec_max {
+            Some(max) => self.rates.allows(&app.id, max.get(), events),
+            None => Ok(()),
         }
     }
 

@@ -324,6 +324,7 @@ fn limits(table: &mut Section, server: &ServerSettings) -> Limits {
     const TTL_SECS: RangeInclusive<usize> = 1..=86_400;
     let default = Limits::default();
     let connections_max = unlimited_or(table, "connections_max");
+    let backend_events_max = unlimited_or(table, "backend_events_per_sec_max");
     let subscriptions_max = unlimited_or(table, "subscriptions_per_connection_max");
     let cache_ttl = table.duration("cache_ttl_secs", TTL_SECS, default.cache_ttl);
     let channel_name_chars_max = table.count(
@@ -347,6 +348,7 @@ fn limits(table: &mut Section, server: &ServerSettings) -> Limits {
             "client_events_per_sec_max",
             default.client_events_per_sec_max,
         ),
+        backend_events_per_sec_max: backend_events_max,
         watchlist_ids_max: count("watchlist_ids_max", default.watchlist_ids_max),
         cache_ttl,
     };
@@ -370,7 +372,7 @@ fn limits(table: &mut Section, server: &ServerSettings) -> Limits {
 }
 
 /// A limit for which 0 stands for none.
-fn unlimited_or(table: &mut Section, key: &'static str) -> Option<NonZeroUsize> {
+pub(super) fn unlimited_or(table: &mut Section, key: &'static str) -> Option<NonZeroUsize> {
     table
         .number(key, 0..=1_000_000_000)
         .and_then(NonZeroUsize::new)

@@ -5,11 +5,13 @@ use std::ops::RangeInclusive;
 
 use tracing_subscriber::EnvFilter;
 
-use super::apps::{self, Joined};
+use super::apps::{self, Joined, unlimited_or};
 use super::problem::Problems;
 use super::section::{Reading, Section, nearest};
 use super::webhooks;
 use super::written::{Sited, Written};
+use crate::transport::peer::{Network, TrustedProxies};
+
 use super::{Config, LogFormat, LogSettings, ServerSettings};
 
 impl Config {
@@ -104,8 +106,33 @@ fn server_settings(root: &mut Section, listen: Option<&Sited<SocketAddr>>) -> Se
             BYTES,
             default.inbound_message_bytes_max,
         ),
+        connections_per_address_max: unlimited_or(root, "connections_per_address_max"),
+        trusted_proxies: trusted_proxies(root).unwrap_or(default.trusted_proxies),
+        outbox_bytes_total_max: root.count(
+            "outbox_bytes_total_max",
+            1_048_576..=1_099_511_627_776,
+            default.outbox_bytes_total_max,
+        ),
         outbox_bytes_max: root.count("outbox_bytes_max", BYTES, default.outbox_bytes_max),
     }
+}
+
+/// An empty list trusts nobody.
+fn trusted_proxies(root: &mut Section) -> Option<TrustedProxies> {
+    let texts = root.texts("trusted_proxies");
+    root.site_of("trusted_proxies")?;
+    let mut networks = Vec::new();
+    for text in texts {
+        match Network::parse(&text.value) {
+            Some(network) => networks.push(network),
+            None => root.reading.note(
+                &text.site,
+                format!("{:?} is neither an IP address nor a network", text.value),
+                "write an address such as \"10.0.0.7\" or a network such as \"10.0.0.0/8\"",
+            ),
+        }
+    }
+    Some(TrustedProxies(networks))
 }
 
 fn path_prefix(root: &mut Section) -> Option<String> {

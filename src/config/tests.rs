@@ -118,6 +118,13 @@ fn every_key_reaches_its_place() {
             assume_protocol: Some(7),
             request_body_bytes_max: 2_097_152,
             inbound_message_bytes_max: 32_768,
+            connections_per_address_max: NonZeroUsize::new(50),
+            trusted_proxies: TrustedProxies(
+                ["10.0.0.0/8", "::1"]
+                    .map(|n| Network::parse(n).unwrap())
+                    .to_vec()
+            ),
+            outbox_bytes_total_max: 100_000_000,
             outbox_bytes_max: 524_288,
         }
     );
@@ -160,6 +167,7 @@ fn every_key_reaches_its_place() {
             user_info_bytes_max: 2048,
             user_id_chars_max: 64,
             client_events_per_sec_max: 5,
+            backend_events_per_sec_max: NonZeroUsize::new(500),
             watchlist_ids_max: 30,
             cache_ttl: secs(600),
         }

@@ -1,13 +1,12 @@
 //! What the HTTP side of every front end needs.
 
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut};
 use futures_util::{Stream, StreamExt};
+use warp::http::StatusCode;
 use warp::http::header::{CONTENT_TYPE, HeaderValue};
-use warp::http::{HeaderMap, StatusCode};
 use warp::reply::Response;
 
 use crate::metrics::{CUT_OFFS, CutOff};
@@ -17,23 +16,6 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much of a body that is too large is received and dropped, so that a peer that first writes
 /// all and then reads gets its answer.
 const DROPPED_BYTES_MAX: usize = 16 * 1024 * 1024;
-
-/// Who sent a request; the server puts it into the request's extensions.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer {
-    pub address: SocketAddr,
-    pub secure: bool,
-}
-
-impl Peer {
-    /// Whether the request came over TLS, to us or to the proxy in front of us.
-    pub fn is_secure(self, headers: &HeaderMap) -> bool {
-        self.secure
-            || headers
-                .get("x-forwarded-proto")
-                .is_some_and(|p| p == "https")
-    }
-}
 
 /// A successful answer.
 pub fn json(body: String) -> Response {

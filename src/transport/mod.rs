@@ -2,6 +2,7 @@
 
 pub mod http;
 pub mod outbound;
+pub mod peer;
 pub mod receipt;
 pub mod session;
 pub mod websocket;

@@ -6,10 +6,15 @@ use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::peer::Seat;
+use crate::metrics::{CUT_OFFS, CutOff};
 
 struct Receipt {
     is_wanted: Box<dyn Fn() -> bool + Send>,
@@ -61,28 +66,44 @@ impl Receipts {
 /// So many at most does hyper give to one write.
 const WRITEV_BUFFERS_MAX: usize = 64;
 
-/// A connection that gives receipts. Whoever writes to it gives all that it has to each write, up
-/// to [`WRITEV_BUFFERS_MAX`] pieces, and flushes only when nothing is left, as hyper does.
+/// A connection that gives receipts, and breaks off when its peer accepts nothing for too long.
+/// Whoever writes to it gives all that it has to each write, up to [`WRITEV_BUFFERS_MAX`] pieces,
+/// and flushes only when nothing is left, as hyper does.
 pub struct Receipted {
     stream: TcpStream,
+    seat: Seat,
     outstanding: Outstanding,
+    patience: Patience,
+}
+
+/// How long a peer may accept no byte.
+struct Patience {
+    write_timeout: Duration,
+    /// Since a write had to wait.
+    ends: Option<Pin<Box<Sleep>>>,
 }
 
 struct Outstanding(Receipts);
 
 impl Receipted {
-    pub fn new(stream: TcpStream, receipts: Receipts) -> Self {
+    pub fn new(stream: TcpStream, seat: Seat, receipts: Receipts, write_timeout: Duration) -> Self {
         Self {
             stream,
+            seat,
             outstanding: Outstanding(receipts),
+            patience: Patience {
+                write_timeout,
+                ends: None,
+            },
         }
     }
 
     /// Writes by `write`, all of whose bytes are `bytes`.
     fn write(
         &mut self,
+        cx: &mut Context<'_>,
         bytes: usize,
-        write: impl FnOnce(Pin<&mut TcpStream>) -> Poll<io::Result<usize>>,
+        write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         let mut receipts = self.outstanding.0.lock();
         if !receipts.is_empty() {
@@ -91,16 +112,39 @@ impl Receipted {
         if !receipts.iter().all(|receipt| (receipt.is_wanted)()) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        let written = ready!(write(Pin::new(&mut self.stream)))?;
+        let written = write(Pin::new(&mut self.stream), cx);
+        let written = ready!(self.patience.judge(cx, written))?;
         // Whoever writes gives all that it has.
         if written == bytes {
             receipts.drain(..).for_each(|receipt| (receipt.tell)());
         }
         Poll::Ready(Ok(written))
     }
-    /// For what comes after HTTP.
-    pub fn into_stream(self) -> TcpStream {
-        self.stream
+
+    /// For what comes after HTTP. The connection counts for its peer as long as the seat is there.
+    pub fn into_parts(self) -> (TcpStream, Seat) {
+        (self.stream, self.seat)
+    }
+}
+
+impl Patience {
+    /// What became of a write, unless it has waited for too long.
+    fn judge(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.ends = None;
+            return written;
+        }
+        let timeout = self.write_timeout;
+        let ends = (self.ends).get_or_insert_with(|| Box::pin(sleep(timeout)));
+        ready!(ends.as_mut().poll(cx));
+        // Whoever asks again gets no other answer.
+        ends.as_mut().reset(Instant::now());
+        CUT_OFFS.count(CutOff::WriteTimeout);
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -138,7 +182,7 @@ impl AsyncWrite for Receipted {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.write(buf.len(), |stream| stream.poll_write(cx, buf))
+        self.write(cx, buf.len(), |stream, cx| stream.poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
@@ -151,7 +195,7 @@ impl AsyncWrite for Receipted {
             true => bufs.iter().map(|buf| buf.len()).sum(),
             false => usize::MAX,
         };
-        self.write(bytes, |stream| stream.poll_write_vectored(cx, bufs))
+        self.write(cx, bytes, |stream, cx| stream.poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -182,7 +226,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let peer = TcpStream::connect(listener.local_addr().unwrap()).await;
         let (stream, _) = listener.accept().await.unwrap();
-        (Receipted::new(stream, receipts), peer.unwrap())
+        let timeout = Duration::from_millis(200);
+        let receipted = Receipted::new(stream, Seat::default(), receipts, timeout);
+        (receipted, peer.unwrap())
     }
 
     #[tokio::test]
@@ -218,5 +264,19 @@ mod tests {
         let error = connection.write_all(b"x").await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
         assert!(!told.load(Ordering::Relaxed));
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_accepts_nothing_is_given_up() {
+        let (mut connection, peer) = connection(Receipts::default()).await;
+        let written = tokio::time::timeout(Duration::from_secs(10), async {
+            loop {
+                if let Err(error) = connection.write_all(&[0; 65_536]).await {
+                    return error.kind();
+                }
+            }
+        });
+        assert_eq!(written.await, Ok(io::ErrorKind::TimedOut));
+        drop(peer);
     }
 }

@@ -31,6 +31,7 @@ use warp::http::{HeaderMap, StatusCode};
 use warp::reply::Response;
 
 use super::http::text;
+use super::peer::Seat;
 use super::receipt::Receipted;
 use super::writer::{Attention, Flushers, Source, Stopped, Writer};
 use crate::hub::Frame;
@@ -151,7 +152,7 @@ impl Upgrade {
         let on_upgrade = self.on_upgrade;
         let tasks = settings.tasks.clone();
         tasks.spawn(async move {
-            let Some((stream, received)) = open(on_upgrade).await else {
+            let Some((stream, received, _seat)) = open(on_upgrade).await else {
                 return;
             };
             let stream = Arc::new(stream);
@@ -182,11 +183,12 @@ fn has_word(headers: &HeaderMap, name: HeaderName, word: &str) -> bool {
     words.any(|given| given.trim().eq_ignore_ascii_case(word))
 }
 
-/// The socket behind an upgrade, and what came of it behind the request.
-async fn open(on_upgrade: OnUpgrade) -> Option<(TcpStream, Bytes)> {
+/// The socket behind an upgrade, what came of it behind the request, and what it counts as.
+async fn open(on_upgrade: OnUpgrade) -> Option<(TcpStream, Bytes, Seat)> {
     let upgraded = on_upgrade.await.ok()?;
     let parts = upgraded.downcast::<TokioIo<Receipted>>().ok()?;
-    Some((parts.io.into_inner().into_stream(), parts.read_buf))
+    let (stream, seat) = parts.io.into_inner().into_parts();
+    Some((stream, parts.read_buf, seat))
 }
 
 struct Socket<C: Conversation> {
