@@ -268,11 +268,15 @@ impl Stream for Delivering {
         let Some((bytes, carriers)) = self.body.take() else {
             return Poll::Ready(None);
         };
-        self.receipts.when_written(move || {
-            for carrier in carriers {
-                carrier.written();
-            }
-        });
+        for carrier in &carriers {
+            carrier.writes_by(&self.receipts);
+        }
+        let carriers = Arc::new(carriers);
+        let newest = carriers.clone();
+        self.receipts.when_written_if(
+            move || newest.iter().all(Carrier::is_newest),
+            move || carriers.iter().for_each(Carrier::written),
+        );
         Poll::Ready(Some(Ok(bytes)))
     }
 }

@@ -16,27 +16,59 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::peer::Seat;
 use crate::metrics::{CUT_OFFS, CutOff};
 
-type Tell = Box<dyn FnOnce() + Send>;
+struct Receipt {
+    is_wanted: Box<dyn Fn() -> bool + Send>,
+    tell: Box<dyn FnOnce() + Send>,
+}
 
-/// Those to be told of one connection's next flush. In the extensions of its requests.
+/// Those to be told of what one connection writes next. In the extensions of its requests.
+///
+/// The lock is held over each write with its receipts: a client may answer what it was sent before
+/// the thread that sent it goes on, and whoever handles that answer can wait for the receipt.
 #[derive(Clone, Default)]
-pub struct Receipts(Arc<Mutex<Vec<Tell>>>);
+pub struct Receipts(Arc<Mutex<Vec<Receipt>>>);
 
 impl Receipts {
     /// `tell` is called once all that was given to the connection so far has been written, and
     /// dropped if that cannot be any more.
     pub fn when_written(&self, tell: impl FnOnce() + Send + 'static) {
-        self.lock().push(Box::new(tell));
+        self.when_written_if(|| true, tell);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Tell>> {
+    /// The same for what is not to be written any more if it is not wanted: then the connection
+    /// ends. Neither may call back here.
+    pub fn when_written_if(
+        &self,
+        is_wanted: impl Fn() -> bool + Send + 'static,
+        tell: impl FnOnce() + Send + 'static,
+    ) {
+        self.lock().push(Receipt {
+            is_wanted: Box::new(is_wanted),
+            tell: Box::new(tell),
+        });
+    }
+
+    /// Does something while nothing is being written, and all that was written is told of.
+    pub fn between_writes<R>(&self, act: impl FnOnce() -> R) -> R {
+        let _nothing_is_written = self.lock();
+        act()
+    }
+
+    pub fn are_of_one_connection(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Receipt>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// So many at most does hyper give to one write.
+const WRITEV_BUFFERS_MAX: usize = 64;
+
 /// A connection that gives receipts, and breaks off when its peer accepts nothing for too long.
-/// Whoever writes to it flushes only when its own buffer is
-/// empty, as hyper does.
+/// Whoever writes to it gives all that it has to each write, up to [`WRITEV_BUFFERS_MAX`] pieces,
+/// and flushes only when nothing is left, as hyper does.
 pub struct Receipted {
     stream: TcpStream,
     seat: Seat,
@@ -66,19 +98,27 @@ impl Receipted {
         }
     }
 
-    /// A peer that has closed its side does not read any more; the kernel would accept what is
-    /// written to it all the same. The socket itself is asked, because tokio may not have heard
-    /// of it yet.
-    fn check_reader(&self) -> io::Result<()> {
-        if self.outstanding.0.lock().is_empty() {
-            return Ok(());
+    /// Writes by `write`, all of whose bytes are `bytes`.
+    fn write(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: usize,
+        write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let mut receipts = self.outstanding.0.lock();
+        if !receipts.is_empty() {
+            check_reader(&self.stream)?;
         }
-        let mut byte = [MaybeUninit::uninit()];
-        match SockRef::from(&self.stream).peek(&mut byte) {
-            Ok(0) => Err(io::ErrorKind::BrokenPipe.into()),
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
-            _ => Ok(()),
+        if !receipts.iter().all(|receipt| (receipt.is_wanted)()) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
+        let written = write(Pin::new(&mut self.stream), cx);
+        let written = ready!(self.patience.judge(cx, written))?;
+        // Whoever writes gives all that it has.
+        if written == bytes {
+            receipts.drain(..).for_each(|receipt| (receipt.tell)());
+        }
+        Poll::Ready(Ok(written))
     }
 
     /// For what comes after HTTP. The connection counts for its peer as long as the seat is there.
@@ -108,12 +148,14 @@ impl Patience {
     }
 }
 
-impl Outstanding {
-    fn tell_all(&self) {
-        let outstanding = std::mem::take(&mut *self.0.lock());
-        for tell in outstanding {
-            tell();
-        }
+/// A peer that has closed its side does not read any more; the kernel would accept what is written
+/// to it all the same. The socket itself is asked, because tokio may not have heard of it yet.
+fn check_reader(stream: &TcpStream) -> io::Result<()> {
+    let mut byte = [MaybeUninit::uninit()];
+    match SockRef::from(stream).peek(&mut byte) {
+        Ok(0) => Err(io::ErrorKind::BrokenPipe.into()),
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -140,9 +182,7 @@ impl AsyncWrite for Receipted {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.check_reader()?;
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.patience.judge(cx, written)
+        self.write(cx, buf.len(), |stream, cx| stream.poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
@@ -150,9 +190,12 @@ impl AsyncWrite for Receipted {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.check_reader()?;
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.patience.judge(cx, written)
+        // With more than the kernel takes at once something may be left, though it takes all.
+        let bytes = match bufs.len() < WRITEV_BUFFERS_MAX {
+            true => bufs.iter().map(|buf| buf.len()).sum(),
+            false => usize::MAX,
+        };
+        self.write(cx, bytes, |stream, cx| stream.poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -161,7 +204,9 @@ impl AsyncWrite for Receipted {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-        self.outstanding.tell_all();
+        let mut receipts = self.outstanding.0.lock();
+        receipts.drain(..).for_each(|receipt| (receipt.tell)());
+        drop(receipts);
         Poll::Ready(Ok(()))
     }
 
@@ -187,7 +232,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_receipt_comes_with_the_flush_or_never() {
+    async fn a_receipt_comes_with_the_write_or_never() {
         let receipts = Receipts::default();
         let (mut connection, peer) = connection(receipts.clone()).await;
         let told = Arc::new(AtomicBool::new(false));
@@ -196,9 +241,8 @@ mod tests {
             move || told.store(true, Ordering::Relaxed)
         };
         receipts.when_written(note(&told));
-        connection.write_all(b"x").await.unwrap();
         assert!(!told.load(Ordering::Relaxed));
-        connection.flush().await.unwrap();
+        connection.write_all(b"x").await.unwrap();
         assert!(told.load(Ordering::Relaxed));
 
         let told = Arc::new(AtomicBool::new(false));
@@ -209,6 +253,19 @@ mod tests {
         assert_eq!(Arc::strong_count(&told), 1);
         assert!(!told.load(Ordering::Relaxed));
     }
+
+    #[tokio::test]
+    async fn what_is_not_wanted_any_more_is_not_written() {
+        let receipts = Receipts::default();
+        let (mut connection, _peer) = connection(receipts.clone()).await;
+        let told = Arc::new(AtomicBool::new(false));
+        let note = told.clone();
+        receipts.when_written_if(|| false, move || note.store(true, Ordering::Relaxed));
+        let error = connection.write_all(b"x").await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+        assert!(!told.load(Ordering::Relaxed));
+    }
+
     #[tokio::test]
     async fn a_peer_that_accepts_nothing_is_given_up() {
         let (mut connection, peer) = connection(Receipts::default()).await;

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::receipt::Receipts;
 use crate::hub::{Closing, Frame, Outbox};
 
 /// The sessions of one front end or app, each with what its protocol keeps as `T`.
@@ -60,6 +61,7 @@ impl<T> Sessions<T> {
                 carried_by: None,
                 idle_since: (now, Vehicle::Poll),
                 in_flight: VecDeque::new(),
+                receipts: None,
             }),
         });
         let mut by_id = self.by_id.write().unwrap_or_else(PoisonError::into_inner);
@@ -122,6 +124,8 @@ struct State {
     idle_since: (Instant, Vehicle),
     /// Taken and not known to be written.
     in_flight: VecDeque<Frame>,
+    /// Of the connection that is writing it.
+    receipts: Option<Receipts>,
 }
 
 impl<T> Session<T> {
@@ -154,18 +158,45 @@ impl<T> Session<T> {
     }
 
     /// Takes the place of any other carrier, which is told so.
+    ///
+    /// A client that has its answer may come anew before we know that it was written: then this
+    /// waits for the receipt, or the answer would come once more.
     pub fn attach(self: &Arc<Self>, vehicle: Vehicle) -> Carrier<T> {
+        loop {
+            let receipts = self.state().receipts.clone();
+            let attached = match &receipts {
+                Some(writing) => writing.between_writes(|| self.try_attach(vehicle, &receipts)),
+                None => self.try_attach(vehicle, &receipts),
+            };
+            if let Some(carrier) = attached {
+                return carrier;
+            }
+        }
+    }
+
+    /// `None` if something began to be written by others than these `receipts`.
+    fn try_attach(
+        self: &Arc<Self>,
+        vehicle: Vehicle,
+        receipts: &Option<Receipts>,
+    ) -> Option<Carrier<T>> {
         let mut state = self.state();
+        if let Some(writing) = &state.receipts
+            && !(receipts.as_ref()).is_some_and(|known| known.are_of_one_connection(writing))
+        {
+            return None;
+        }
+        state.receipts = None;
         state.attached += 1;
         state.carried_by = Some(vehicle);
         self.outbox.put_back(&mut state.in_flight);
         let serial = state.attached;
         drop(state);
         self.outbox.wake();
-        Carrier {
+        Some(Carrier {
             session: self.clone(),
             serial,
-        }
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -212,10 +243,20 @@ impl<T> Carrier<T> {
         })
     }
 
+    /// From now on what was taken is being written by the connection that gives these receipts,
+    /// unless another carrier took the place.
+    pub fn writes_by(&self, receipts: &Receipts) {
+        let mut state = self.session.state();
+        if state.attached == self.serial {
+            state.receipts = Some(receipts.clone());
+        }
+    }
+
     /// All that was taken is written.
     pub fn written(&self) {
         let mut state = self.session.state();
         if state.attached == self.serial && !state.in_flight.is_empty() {
+            state.receipts = None;
             state.in_flight.clear();
             self.session.outbox.written();
         }
@@ -340,6 +381,29 @@ mod tests {
         drop(old);
         assert_eq!(session.carried_by(), Some(Vehicle::Poll));
         new.written();
+        push(&session, &["2"]);
+        assert_eq!(take(&new).await.unwrap(), ["2"]);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_answers_before_we_know_what_it_has_is_not_sent_it_again() {
+        let (session, receipts) = (session(), Receipts::default());
+        push(&session, &["1"]);
+        let old = session.attach(Vehicle::Poll);
+        take(&old).await.unwrap();
+        old.writes_by(&receipts);
+        let came = receipts.between_writes(|| {
+            // The kernel has it, and so has the client; the receipt is still to come.
+            let came = std::thread::spawn({
+                let session = session.clone();
+                move || session.attach(Vehicle::Poll)
+            });
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!came.is_finished());
+            old.written();
+            came
+        });
+        let new = came.join().unwrap();
         push(&session, &["2"]);
         assert_eq!(take(&new).await.unwrap(), ["2"]);
     }
