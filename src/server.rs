@@ -132,9 +132,10 @@ impl Server {
         let registry = apps.clone();
         let (fact_sink, facts) = fact_queue(FACTS_MAX);
         let are_logged = tracing::enabled!(target: webhooks::FACTS_LOG, tracing::Level::DEBUG);
-        fact_sink.want_sessions(are_logged);
         let webhooks = Webhooks::start(webhooks, apps.clone(), facts).await;
         let webhooks = webhooks.map_err(StartError::Webhooks)?;
+        let are_wanted = webhooks.as_ref().is_some_and(Webhooks::want_sessions);
+        fact_sink.want_sessions(are_logged || are_wanted);
         let fact_sink = match &webhooks {
             Some(webhooks) => webhooks.note(fact_sink),
             None => fact_sink,
