@@ -47,6 +47,7 @@ pub struct Server {
     listener: TcpListener,
     broker: Arc<Broker>,
     pusher: Arc<pusher::Front>,
+    fallback: Arc<pusher::Fallback>,
     rest: Arc<rest::Front>,
     bayeux: Arc<bayeux::Front>,
     settings: HttpSettings,
@@ -89,7 +90,7 @@ impl Server {
         let backend = Arc::new(Memory::new(hub.clone(), ids.clone(), fact_sink.clone()));
         let broker = Broker::new(hub, backend, fact_sink, ids);
         let apps = Arc::new(AppRegistry::new(apps));
-        let pusher = pusher::Front {
+        let pusher = Arc::new(pusher::Front {
             broker: broker.clone(),
             apps: apps.clone(),
             websocket: Arc::new(websocket::Settings {
@@ -102,7 +103,7 @@ impl Server {
             activity_timeout: settings.activity_timeout,
             assume_protocol: settings.assume_protocol,
             outbox_bytes_max: settings.outbox_bytes_max,
-        };
+        });
         let bayeux = bayeux::Front::start(
             bayeux,
             apps.clone(),
@@ -118,7 +119,8 @@ impl Server {
         Ok(Self {
             listener,
             broker,
-            pusher: Arc::new(pusher),
+            fallback: pusher::Fallback::start(pusher.clone()),
+            pusher,
             rest: Arc::new(rest),
             bayeux: Arc::new(bayeux),
             settings: HttpSettings {
@@ -160,7 +162,7 @@ impl Server {
 
     async fn accept(&self) {
         let (pusher, rest) = (self.pusher.clone(), self.rest.clone());
-        let routes = routes(pusher, rest, self.bayeux.clone());
+        let routes = routes(pusher, self.fallback.clone(), rest, self.bayeux.clone());
         loop {
             match self.listener.accept().await {
                 Ok((stream, address)) => {
@@ -254,6 +256,7 @@ fn strip_prefix(request: &mut Request<Incoming>, prefix: &str) {
 /// The whole URL table.
 fn routes(
     pusher: Arc<pusher::Front>,
+    fallback: Arc<pusher::Fallback>,
     rest: Arc<rest::Front>,
     bayeux: Arc<bayeux::Front>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible, Future: Send> + Clone + Send + Sync {
@@ -284,7 +287,9 @@ fn routes(
             }
         });
     let nobodys = warp::any().map(|| text(StatusCode::NOT_FOUND, "NOT FOUND"));
-    (app.or(bayeux::routes(bayeux)).unify())
+    (app.or(pusher::routes(fallback)).unify())
+        .or(bayeux::routes(bayeux))
+        .unify()
         .or(nobodys_websocket)
         .unify()
         .or(rest::routes(rest))

@@ -7,8 +7,7 @@ use std::task::{Context, Poll};
 
 use tokio::time::Instant;
 
-use super::encoding::{PUSHER, welcome};
-
+use super::encoding::Pusher;
 use super::refusal::Refusal;
 use super::{Front, close};
 use crate::apps::App;
@@ -26,6 +25,7 @@ pub struct Connection {
     app: Arc<App>,
     socket_id: SocketId,
     outbox: Arc<Outbox>,
+    encoding: &'static Pusher,
     /// With the user that the subscription stands for, on presence channels.
     channels: HashMap<ChannelName, Option<UserId>>,
     user: Option<Box<SignedIn>>,
@@ -42,7 +42,12 @@ struct SignedIn {
 
 impl Connection {
     /// Greets the client: nothing may come before `connection_established`.
-    pub fn open(front: Arc<Front>, app: Arc<App>, outbox: Arc<Outbox>) -> Result<Self, Close> {
+    pub fn open(
+        front: Arc<Front>,
+        app: Arc<App>,
+        outbox: Arc<Outbox>,
+        encoding: &'static Pusher,
+    ) -> Result<Self, Close> {
         let socket_id = front.broker.new_socket_id();
         let mut admission = front.broker.admit(&app, socket_id, outbox.clone());
         let authorize_by = (app.features.authorized_connections).map(|d| Instant::now() + d);
@@ -52,7 +57,7 @@ impl Connection {
         tracing::debug!(app = %app.id, %socket_id, "connected");
         let activity_timeout_secs = front.activity_timeout.as_secs();
         let greeting = pusher::connection_established(socket_id, activity_timeout_secs);
-        outbox.push(greeting.into());
+        outbox.push(encoding.frame(greeting));
         Ok(Self {
             client_events: Rate::per_sec(app.limits.client_events_per_sec_max),
             authorize_by,
@@ -63,11 +68,12 @@ impl Connection {
             app,
             socket_id,
             outbox,
+            encoding,
         })
     }
 
     fn reply(&self, event: String) {
-        self.outbox.push(Frame::from(event));
+        self.outbox.push(self.encoding.frame(event));
     }
 
     fn refuse(&self, refusal: &Refusal) {
@@ -85,7 +91,7 @@ impl Connection {
         Subscriber {
             id: self.socket_id,
             outbox: self.outbox.clone(),
-            encoding: &PUSHER,
+            encoding: self.encoding,
         }
     }
 
@@ -151,7 +157,8 @@ impl Connection {
         // Noted first, so that the subscription is left whatever happens from here on.
         let user_id = member.as_ref().map(|member| member.user_id.clone());
         self.channels.insert(channel.clone(), user_id);
-        let acknowledge = |arrived: Welcome<'_>| welcome(channel, arrived);
+        let encoding = self.encoding;
+        let acknowledge = |arrived: Welcome<'_>| encoding.welcome(channel, arrived);
         let broker = &self.front.broker;
         let joined = broker.subscribe(&self.app, channel, self.subscriber(), member, acknowledge);
         if joined.await.is_err() {
@@ -425,7 +432,7 @@ impl Connection {
             signed_in.watchlist.clone_from(&watchlist);
         }
         let introduce = |online: &[_], offline: &[_]| {
-            pusher::watchlist_events(online, offline).map(Frame::from)
+            pusher::watchlist_events(online, offline).map(|text| self.encoding.frame(text))
         };
         (self.front.broker)
             .watch(&self.app, self.subscriber(), &watchlist, introduce)

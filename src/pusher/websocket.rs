@@ -11,6 +11,7 @@ use warp::reply::Response;
 use super::Front;
 use super::close::{self, close};
 use super::connection::Connection;
+use super::encoding::WEBSOCKET;
 use super::handshake;
 use crate::auth::percent_decode;
 use crate::hub::Outbox;
@@ -29,7 +30,7 @@ pub fn app_path(
     let key = percent_decode(key);
     let checked = handshake::check(&front, &key, query, headers, peer);
     upgrade(front, headers, on_upgrade, move |front, outbox| {
-        checked.and_then(|app| Connection::open(front, app, outbox))
+        checked.and_then(|app| Connection::open(front, app, outbox, &WEBSOCKET))
     })
 }
 

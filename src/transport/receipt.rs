@@ -1,15 +1,20 @@
 //! Tells when an HTTP answer is with the kernel. An answer that never gets there was not received,
 //! and what it held can still be sent otherwise; hyper itself says nothing of it.
 
+use std::convert::Infallible;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
+use futures_util::stream;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use warp::http::header::{CONTENT_LENGTH, HeaderValue};
+use warp::reply::{Reply, Response};
 
 type Tell = Box<dyn FnOnce() + Send>;
 
@@ -27,6 +32,27 @@ impl Receipts {
     fn lock(&self) -> MutexGuard<'_, Vec<Tell>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// An answer whose body, once it is with the kernel, is told of.
+pub fn answer(
+    body: Bytes,
+    receipts: &Receipts,
+    tell: impl FnOnce() + Send + Sync + 'static,
+) -> Response {
+    let length = HeaderValue::from(body.len());
+    let receipts = receipts.clone();
+    let mut given = Some((body, tell));
+    let body = stream::poll_fn(move |_| {
+        let given = given.take().map(|(body, tell)| {
+            receipts.when_written(tell);
+            Ok::<_, Infallible>(body)
+        });
+        Poll::Ready(given)
+    });
+    let mut response = warp::reply::stream(body).into_response();
+    response.headers_mut().insert(CONTENT_LENGTH, length);
+    response
 }
 
 /// A connection that gives receipts. Whoever writes to it flushes only when its own buffer is

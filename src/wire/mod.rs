@@ -4,3 +4,4 @@ pub mod bayeux;
 pub mod json;
 pub mod pusher;
 pub mod rest;
+pub mod sockjs;

@@ -1,0 +1,3 @@
+//! Counts.
+#[derive(Default)]
+pub struct Stats {}
