@@ -65,6 +65,11 @@ impl Inbox {
         self.waiting.insert((number, self.arrivals), messages);
     }
 
+    /// How many requests wait to be taken.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
     pub fn take(&mut self, now: Instant) -> Next {
         let Some((&(number, _), _)) = self.waiting.first_key_value() else {
             return Next::Nothing;

@@ -41,6 +41,8 @@ const NAMED_WITHIN: Duration = Duration::from_secs(10);
 const BEAT: Duration = Duration::from_secs(12);
 /// A poll is held for so long, for the same reason.
 pub const HOLD: Duration = Duration::from_secs(25);
+/// From so many requests of one session on they are answered when their messages are taken.
+const UNANSWERED_MAX: usize = 64;
 /// Sessions without requests take no file descriptor; this bounds them.
 const SESSIONS_MAX: usize = 100_000;
 
@@ -152,12 +154,12 @@ impl Fallback {
         Receiving::Refused
     }
 
-    /// Takes what a client sends. Returns when it is done; a request that is dropped before does
-    /// not undo it.
+    /// Takes what a client sends. Returns before it is done, unless much is waiting: a browser has
+    /// few connections, and the request that this one waits for needs one of them.
     pub async fn send(&self, session: &ClientSession, number: Option<u64>, messages: Vec<String>) {
         session.touch();
         let client = &session.client;
-        {
+        let are_many_waiting = {
             let mut requests = client.requests();
             if number.is_some_and(|number| requests.inbox.has_seen(number, Instant::now())) {
                 return;
@@ -167,13 +169,16 @@ impl Fallback {
                 session.stream_arrives();
             }
             requests.inbox.put(number, messages);
-        }
+            requests.inbox.waiting() > UNANSWERED_MAX
+        };
         client.arrived.notify_one();
         let session = session.clone();
         let bytes_max = self.front.websocket.inbound_message_bytes_max;
         let taken = tokio::spawn(async move { session.client.take_in(&session, bytes_max).await });
-        // It does not panic, and nobody stops it.
-        let _ = taken.await;
+        if are_many_waiting {
+            // It does not panic, and nobody stops it.
+            let _ = taken.await;
+        }
     }
 
     /// Ends a session with a close; the client is told when it asks next.
