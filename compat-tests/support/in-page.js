@@ -34,7 +34,8 @@ async function openPage() {
  * @param {string} version
  * @param {{port: number}} server
  * @param {object} [options] `transports`: `enabledTransports` of pusher-js
- * @returns {Promise<{address: string, open: (address?: string) => Promise<import('playwright-core').Page>}>} `open` opens it in a new page
+ * @returns {Promise<{address: string, open: (address?: string) => Promise<import('playwright-core').Page>}>} `open` opens it in a new page, after
+ *   `before` has run there
  */
 export async function serveWorld(version, server, { transports = ['ws', 'wss'] } = {}) {
   const application = await startApplication(server);
@@ -72,8 +73,9 @@ export async function serveWorld(version, server, { transports = ['ws', 'wss'] }
   atEnd(() => { http.close(); http.closeAllConnections(); });
   const address = `http://127.0.0.1:${http.address().port}/`;
 
-  async function open(at = address) {
+  async function open(at = address, { before = undefined } = {}) {
     const page = await openPage();
+    if (before) await page.addInitScript(before);
     await page.exposeFunction('call', (name, ...args) => application.calls[name](...args));
     await page.goto(at);
     await page.waitForFunction(() => window.world);

@@ -24,7 +24,8 @@ use super::encoding::message_of;
 use super::exchange::Answers;
 use super::site::{Front, Site};
 use super::{event_source, files, websocket};
-use crate::transport::http::{BodyError, Peer, read_body, text};
+use crate::transport::http::{BodyError, read_body, text};
+use crate::transport::peer::Peer;
 use crate::transport::receipt::{self, Receipts};
 use crate::transport::websocket::is_websocket_request;
 use crate::wire::bayeux::http::{
@@ -78,7 +79,9 @@ pub fn routes(
 }
 
 /// First segments of other front ends' paths: no mount's, even if it is the root.
-pub const TAKEN: [&str; 5] = ["app", "apps", "pusher", "timeline", "users"];
+pub const TAKEN: [&str; 7] = [
+    "app", "apps", "livez", "pusher", "readyz", "timeline", "users",
+];
 
 /// What follows the mount in a path that belongs to it: nothing, more segments, or an extension
 /// alone (`/faye.js`).
@@ -145,7 +148,7 @@ impl Request {
         if !app.allows_origin(origin) {
             return Some(text(StatusCode::FORBIDDEN, "Origin not allowed"));
         }
-        if app.features.force_tls && !self.peer.is_secure(&self.headers) {
+        if app.features.force_tls && !self.peer.secure {
             return Some(text(
                 StatusCode::FORBIDDEN,
                 "Only secure connections are allowed",

@@ -15,8 +15,10 @@ use warp::reply::Response;
 use warp::{Filter, Rejection};
 
 use super::sessions::Fallback;
+use super::stats::ReportTransport;
 use super::xhr;
-use crate::transport::http::Peer;
+use crate::transport::http::text;
+use crate::transport::peer::Peer;
 use crate::transport::receipt::Receipts;
 use crate::transport::session::Vehicle;
 
@@ -42,6 +44,11 @@ enum Target {
         key: String,
         session_id: String,
         transport: String,
+    },
+    /// A report of pusher-js about itself.
+    Timeline {
+        transport: ReportTransport,
+        receiver: String,
     },
 }
 
@@ -92,6 +99,13 @@ fn target(path: &str) -> Option<Target> {
             session_id: format!("{key}/{server}/{session}"),
             transport: transport.to_owned(),
         }),
+        ["timeline", "v2", transport @ ("jsonp" | "xhr"), receiver] => Some(Target::Timeline {
+            transport: match transport {
+                "jsonp" => ReportTransport::Jsonp,
+                _ => ReportTransport::Xhr,
+            },
+            receiver: receiver.to_owned(),
+        }),
         _ => None,
     }
 }
@@ -107,26 +121,39 @@ async fn answer(
     request: Request,
     body: impl Stream<Item = Result<impl Buf, warp::Error>> + Send,
 ) -> Response {
-    let Target::Xhr {
-        key,
-        session_id,
-        transport,
-    } = target;
-    let mut response = match (&request.method, &*transport) {
-        (&Method::OPTIONS, _) => {
-            request.announce(&session_id, &transport);
-            preflight(&request.headers)
-        }
-        (&Method::POST, "xhr_streaming") => {
-            xhr::receive(&request, &key, &session_id, Vehicle::Stream).await
-        }
-        (&Method::POST, "xhr") => xhr::receive(&request, &key, &session_id, Vehicle::Poll).await,
-        (&Method::POST, _) => xhr::send(&request, &session_id, body).await,
-        _ => crate::transport::http::text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),
+    let method = &request.method;
+    let mut response = match &target {
+        Target::Xhr {
+            key,
+            session_id,
+            transport,
+        } => match (method, &**transport) {
+            (&Method::OPTIONS, _) => {
+                request.announce(session_id, transport);
+                preflight(&request.headers)
+            }
+            (&Method::POST, "xhr_streaming") => {
+                xhr::receive(&request, key, session_id, Vehicle::Stream).await
+            }
+            (&Method::POST, "xhr") => xhr::receive(&request, key, session_id, Vehicle::Poll).await,
+            (&Method::POST, _) => xhr::send(&request, session_id, body).await,
+            _ => wrong_method(),
+        },
+        Target::Timeline {
+            transport,
+            receiver,
+        } => match *method {
+            Method::GET => (request.fallback.stats).answer(*transport, receiver, &request.query),
+            _ => wrong_method(),
+        },
     };
     let headers = response.headers_mut();
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
     response
+}
+
+fn wrong_method() -> Response {
+    text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed")
 }
 
 impl Request {
@@ -196,10 +223,15 @@ mod tests {
             ("/pusher/app/k/7//xhr", None),
             ("/pusher/app/k/7/a.b/xhr", None),
             ("/pusher/app/k", None),
+            ("/timeline/v2/jsonp/1", Some("a report")),
+            ("/timeline/v2/script/1", None),
             ("/pusherx/app/k/7/abcdefgh/xhr", None),
             ("/apps/3/events", None),
         ] {
-            let found = target(path).map(|Target::Xhr { session_id, .. }| session_id);
+            let found = target(path).map(|target| match target {
+                Target::Xhr { session_id, .. } => session_id,
+                Target::Timeline { .. } => "a report".to_owned(),
+            });
             assert_eq!(found.as_deref(), session_id, "{path}");
         }
     }

@@ -3,7 +3,8 @@
 //! `handshake` decides whether a connection is accepted, `connection` what an accepted one may
 //! do, `close` and `refusal` hold every code and text with which it is refused. `websocket`
 //! carries it over a WebSocket. Over HTTP `http` has the URLs, `xhr` what their requests mean,
-//! `stream` the answers to them, `sessions` what is between requests, `inbox` their order.
+//! `stream` the answers to them, `sessions` what is between requests, `inbox` their order;
+//! `stats` is what pusher-js reports about itself.
 
 pub mod close;
 mod connection;
@@ -23,7 +24,7 @@ use std::time::Duration;
 
 pub use http::routes;
 pub use sessions::Fallback;
-pub use websocket::{any_path, app_path};
+pub use websocket::{any_path, app_path, too_many};
 
 use crate::apps::AppRegistry;
 use crate::broker::Broker;

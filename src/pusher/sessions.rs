@@ -218,7 +218,7 @@ impl Fallback {
 
     /// How often a stream sees to it that it is not quiet.
     pub fn beat(&self) -> Duration {
-        BEAT.min(self.front.websocket.ping_after / 2)
+        BEAT.min(self.front.websocket.ping_after / 4)
     }
 
     /// Whether the client has to show that it is there.

@@ -77,7 +77,7 @@ impl Answer {
     }
 
     /// Begins with `prelude` and then says whatever there is to say.
-    pub fn stream(self, prelude: &str, fallback: Arc<Fallback>, heartbeat: Heartbeat) -> Response {
+    pub fn stream(self, prelude: &str, fallback: Arc<Fallback>) -> Response {
         let mut head = prelude.to_owned();
         if self.opens {
             head.push_str(&self.framing.wrap(OPEN));
@@ -94,7 +94,6 @@ impl Answer {
             framing: self.framing,
             receipts: self.receipts,
             fallback,
-            heartbeat,
             beats,
             is_quiet: true,
             batch: VecDeque::new(),
@@ -104,22 +103,12 @@ impl Answer {
     }
 }
 
-/// What keeps a quiet stream alive.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Heartbeat {
-    /// Asks for an answer when the client was not heard for long, else for nothing.
-    Asks,
-    /// Never answered by the client.
-    Plain,
-}
-
 struct Body {
     head: Option<Bytes>,
     carrier: Arc<Carrier<Client>>,
     framing: Framing,
     receipts: Receipts,
     fallback: Arc<Fallback>,
-    heartbeat: Heartbeat,
     beats: Interval,
     /// Nothing was written since the last beat.
     is_quiet: bool,
@@ -182,14 +171,12 @@ impl Stream for Body {
 }
 
 impl Body {
+    /// Asks for an answer only when the client was not heard for long.
     fn sign_of_life(&self) -> Option<&'static str> {
-        match self.heartbeat {
-            Heartbeat::Asks if self.fallback.is_to_be_asked(&self.carrier.session) => {
-                Some(HEARTBEAT)
-            }
-            Heartbeat::Asks => self.is_quiet.then_some(NOTHING),
-            Heartbeat::Plain => self.is_quiet.then_some(HEARTBEAT),
+        if self.fallback.is_to_be_asked(&self.carrier.session) {
+            return Some(HEARTBEAT);
         }
+        self.is_quiet.then_some(NOTHING)
     }
 }
 
@@ -241,12 +228,21 @@ mod tests {
 
     #[test]
     fn an_answer_is_full_with_the_message_that_takes_it_past_its_limit() {
-        for (units_max, messages) in [(9, 1), (10, 1), (11, 2), (14, 2), (15, 3), (18, 3), (19, 4), (100, 4)] {
+        for (units_max, messages) in [
+            (9, 1),
+            (10, 1),
+            (11, 2),
+            (14, 2),
+            (15, 3),
+            (18, 3),
+            (19, 4),
+            (100, 4),
+        ] {
             let measure = Measure { used: 4, units_max };
             let mut is_enough = measure.is_enough();
             let quoted = ["\"a\"", "\"é\"", "\"b\"", "\"c\""];
             let frames = quoted.map(|text| Frame::from(text.to_owned()));
-            let taken: Vec<_> = match frames.iter().position(|frame| is_enough(frame)) {
+            let taken: Vec<_> = match frames.iter().position(&mut is_enough) {
                 Some(last) => frames[..=last].to_vec(),
                 None => frames.to_vec(),
             };

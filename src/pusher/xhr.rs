@@ -14,7 +14,7 @@ use super::encoding::HTTP;
 use super::handshake;
 use super::http::{JAVASCRIPT, Request, receiving};
 use super::sessions::{Fallback, Receiving, Talk};
-use super::stream::{Answer, Heartbeat, farewell, superseded};
+use super::stream::{Answer, farewell, superseded};
 use crate::auth::percent_decode;
 use crate::transport::http::{BodyError, read_body};
 use crate::transport::session::Vehicle;
@@ -54,7 +54,7 @@ pub async fn receive(request: &Request, key: &str, session_id: &str, vehicle: Ve
         receipts: request.receipts.clone(),
     };
     let response = match vehicle {
-        Vehicle::Stream => answer.stream(&prelude(), fallback.clone(), Heartbeat::Asks),
+        Vehicle::Stream => answer.stream(&prelude(), fallback.clone()),
         Vehicle::Poll | Vehicle::Socket => answer.poll().await,
     };
     super::http::with_receiving_headers(response, JAVASCRIPT)

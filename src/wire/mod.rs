@@ -5,3 +5,5 @@ pub mod json;
 pub mod pusher;
 pub mod rest;
 pub mod sockjs;
+pub mod webhooks;
+pub mod websocket;
