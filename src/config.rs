@@ -17,6 +17,7 @@ pub use written::{Sited, Written, WrittenFile};
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::apps::{App, AppKey, Features, Limits};
@@ -56,6 +57,8 @@ pub struct ServerSettings {
     /// How long a peer may accept no byte of what waits for it.
     pub write_timeout: Duration,
     pub shutdown_grace: Duration,
+    /// Over how long clients are sent to other servers; zero where there are none.
+    pub shutdown_spread: Duration,
     /// The protocol version of clients that name none; without it they are refused with 4008.
     pub assume_protocol: Option<u8>,
     pub request_body_bytes_max: usize,
@@ -76,6 +79,14 @@ pub struct LogSettings {
     /// A valid `tracing` filter: `info`, or `warn,raptor=debug`.
     pub level: String,
     pub format: LogFormat,
+    pub audit: Option<AuditLog>,
+}
+
+/// Where the audit log goes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum AuditLog {
+    Stdout,
+    File(PathBuf),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -110,6 +121,7 @@ impl Default for ServerSettings {
             handshake_timeout: Duration::from_secs(10),
             write_timeout: Duration::from_secs(30),
             shutdown_grace: Duration::from_secs(5),
+            shutdown_spread: Duration::ZERO,
             assume_protocol: None,
             request_body_bytes_max: 1_048_576,
             inbound_message_bytes_max: 65_536,
@@ -130,6 +142,7 @@ impl Default for LogSettings {
         Self {
             level: "info".to_owned(),
             format: LogFormat::Text,
+            audit: None,
         }
     }
 }

@@ -7,8 +7,9 @@ mod cli;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use raptor::audit;
 use raptor::config::{Config, Problem, Problems, Written};
-use raptor::server::{Server, StartError};
+use raptor::server::{Reloader, Server, StartError};
 
 use cli::{Command, Webhooks, Wish};
 
@@ -33,7 +34,7 @@ async fn main() -> ExitCode {
 
 async fn serve(settings: Result<Written, Problem>) -> Result<(), String> {
     let config = read(settings)?;
-    cli::log::start(&config.log);
+    let logs = cli::log::start(&config.log)?;
     for warning in &config.warnings {
         tracing::warn!("{}: {}; {}", warning.site, warning.what, warning.mend);
     }
@@ -50,7 +51,11 @@ async fn serve(settings: Result<Written, Problem>) -> Result<(), String> {
     if let Some(address) = server.metrics_address().map_err(cannot_listen)? {
         print(format!("\nMetrics are at http://{address}/metrics"));
     }
+    reload_on_hangup(server.reloader(), logs)
+        .map_err(|error| format!("cannot await signals: {error}"))?;
+    audit::server("start");
     server.run_until(shutdown).await;
+    audit::server("stop");
     Ok(())
 }
 
@@ -81,7 +86,44 @@ fn print(text: String) {
     let _ = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
 }
 
-/// Ends with the first SIGTERM or SIGINT from now on.
+/// Reads the configuration anew at each SIGHUP from now on.
+#[cfg(unix)]
+fn reload_on_hangup(reloader: Reloader, logs: cli::log::Logs) -> io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            // The same arguments and environment; only the file can say something else.
+            let config = match Command::given() {
+                Command::Serve(settings) => read(settings),
+                _ => continue,
+            };
+            match config.and_then(|config| logs.reload(&config.log).map(|()| config)) {
+                Ok(config) => {
+                    for what in reloader.reload(config) {
+                        tracing::warn!("{what} changed too: that takes a restart");
+                    }
+                    tracing::info!("the configuration is reloaded");
+                    audit::server("reload");
+                }
+                Err(problems) => {
+                    tracing::error!(
+                        "the new configuration is refused, the old one stays: {problems}"
+                    );
+                    audit::server("reload_refused");
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn reload_on_hangup(_: Reloader, _: cli::log::Logs) -> io::Result<()> {
+    Ok(())
+}
+
+/// Ends with the first SIGTERM or SIGINT from now on; a second one ends the process at once.
 #[cfg(unix)]
 fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
@@ -92,6 +134,14 @@ fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
             _ = terminate.recv() => tracing::info!("SIGTERM: shutting down"),
             _ = interrupt.recv() => tracing::info!("SIGINT: shutting down"),
         }
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::warn!("a second signal: ending at once");
+            std::process::exit(1);
+        });
     })
 }
 

@@ -22,6 +22,9 @@ pub static ACCEPTED: Counter = Counter::new();
 pub static CUT_OFFS: Causes<CutOff, { CutOff::ALL.len() }> = Causes::new();
 /// What was refused because of a limit, to peers that stay.
 pub static REFUSALS: Causes<Limit, { Limit::ALL.len() }> = Causes::new();
+pub static WEBHOOKS: Causes<Webhook, { Webhook::ALL.len() }> = Causes::new();
+/// Thrown away because there was no room for them.
+pub static WEBHOOK_EVENTS_LOST: Counter = Counter::new();
 pub static HTTP_ANSWERS: Statuses = Statuses::new();
 pub static EVENTS: PerApp = PerApp::new();
 pub static DELIVERIES: PerApp = PerApp::new();
@@ -114,6 +117,16 @@ causes! {
         Subscriptions = "subscriptions_per_connection_max",
         PresenceMembers = "presence_members_max",
         Signature = "signature",
+    }
+}
+
+causes! {
+    /// What became of a webhook, or of one attempt.
+    Webhook {
+        Delivered = "delivered",
+        /// It will be sent again.
+        Failed = "failed",
+        DeadLetter = "dead_letter",
     }
 }
 
@@ -236,6 +249,14 @@ pub fn counted(page: &mut Page) {
         "Events put into the queue of a subscriber.",
     );
     DELIVERIES.print(page, name);
+    let name = "raptor_webhooks_total";
+    page.family(name, "counter", "Attempts to send a webhook, by outcome.");
+    WEBHOOKS.print(page, name, "outcome", Webhook::ALL);
+    page.counter(
+        "raptor_webhook_events_lost_total",
+        "Events that no endpoint was told of, because the store was full.",
+        WEBHOOK_EVENTS_LOST.get(),
+    );
     DELIVERY_SECONDS.print(
         page,
         "raptor_delivery_seconds",

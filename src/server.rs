@@ -1,5 +1,6 @@
 //! Builds everything, listens, serves, drains.
 
+mod reload;
 mod status;
 
 use std::convert::Infallible;
@@ -42,6 +43,8 @@ use crate::transport::writer::Flushers;
 use crate::webhooks::{self, Webhooks};
 use crate::{bayeux, pusher, rest};
 
+pub use reload::Reloader;
+use reload::StartedWith;
 pub use status::Status;
 use status::StatusListener;
 
@@ -63,9 +66,11 @@ pub struct Server {
     settings: HttpSettings,
     lives: Lives,
     shutdown_grace: Duration,
+    shutdown_spread: Duration,
     webhooks: Option<Webhooks>,
     pub status: Arc<Status>,
     status_listener: Option<StatusListener>,
+    reloader: Reloader,
 }
 
 /// Why a server cannot start.
@@ -103,6 +108,7 @@ struct OneTooMany;
 impl Server {
     /// Listens from now on; serves once run.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        let started_with = Arc::new(StartedWith::of(&config));
         let Config {
             server: settings,
             apps,
@@ -124,11 +130,13 @@ impl Server {
         let hub = Arc::new(Hub::new());
         let ids = Arc::new(IdSource::new(RandomState::new().hash_one(()) as u32));
         let apps = Arc::new(AppRegistry::new(apps));
+        let registry = apps.clone();
         let (fact_sink, facts) = fact_queue(FACTS_MAX);
         let are_logged = tracing::enabled!(target: webhooks::FACTS_LOG, tracing::Level::DEBUG);
-        fact_sink.want_sessions(are_logged);
         let webhooks = Webhooks::start(webhooks, apps.clone(), facts).await;
         let webhooks = webhooks.map_err(StartError::Webhooks)?;
+        let are_wanted = webhooks.as_ref().is_some_and(Webhooks::want_sessions);
+        fact_sink.want_sessions(are_logged || are_wanted);
         let fact_sink = match &webhooks {
             Some(webhooks) => webhooks.note(fact_sink),
             None => fact_sink,
@@ -169,7 +177,12 @@ impl Server {
             Arc::downgrade(&broker),
             settings.outbox_bytes_total_max,
         ));
+        let reloader = Reloader {
+            apps: registry,
+            started_with,
+        };
         Ok(Self {
+            reloader,
             status,
             status_listener,
             listener,
@@ -187,12 +200,18 @@ impl Server {
             },
             lives,
             shutdown_grace: settings.shutdown_grace,
+            shutdown_spread: settings.shutdown_spread,
             webhooks,
         })
     }
 
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+
+    /// Takes a new configuration while the server runs.
+    pub fn reloader(&self) -> Reloader {
+        self.reloader.clone()
     }
 
     /// Of the listener of metrics, if there is one.
@@ -216,6 +235,7 @@ impl Server {
             broker,
             lives,
             shutdown_grace,
+            shutdown_spread,
             webhooks,
             status,
             ..
@@ -223,7 +243,7 @@ impl Server {
         status.stop();
         // First of all, so that nobody comes back to this server.
         drop(listener);
-        broker.drain();
+        broker.drain(shutdown_spread).await;
         lives.stopping.cancel();
         lives.tasks.close();
         if timeout(shutdown_grace, lives.tasks.wait()).await.is_err() {

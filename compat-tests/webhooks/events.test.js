@@ -15,6 +15,7 @@ const all = await Receiver.start();
 const one = await Receiver.start();
 const few = await Receiver.start();
 const keys = await Receiver.start();
+const sessions = await Receiver.start();
 const rotated = appNamed('rotated', {
   keys: [{ key: 'newer', secret: 'newer-secret' }],
   webhooks: [keys.endpoint()],
@@ -28,6 +29,7 @@ const raptor = await startRaptor({
         webhooks: [
           all.endpoint(),
           one.endpoint({ batching: false, headers: { 'X-Mine': 'yes' }, url: `${one.url}?q=1` }),
+          sessions.endpoint({ events: ['bayeux_sessions'] }),
           few.endpoint({ events: ['presence', 'cache_miss'], channel_prefixes: ['presence-x', 'cache-x'] }),
         ],
       },
@@ -157,6 +159,27 @@ test('Bayeux sessions are told of with Pusher names', async () => {
   const { socket_id: socketId, ...rest } = got[2];
   assert.deepEqual(rest, { name: 'client_event', channel: 'from.faye', event: 'client-message', data: '{"text":"hello"}' });
   assert.match(socketId, /^\d+\.\d+$/);
+});
+
+test('who asks for it by name is told of Bayeux sessions what Faye told, and nobody else is', async () => {
+  const session = await handshake(`${raptor.url}/faye`);
+  const { socket_id: socketId } = session.reply.ext ?? {};
+  await session.subscribe('/watched/*');
+  await session.publish('/watched/1', { text: 'hello' });
+  await session.disconnect();
+  const mine = () => sessions.events.filter((event) => event.socket_id === (socketId ?? sessions.named('publish').find(({ channel }) => channel === '/watched/1')?.socket_id));
+  await until(() => mine().some(({ name }) => name === 'disconnect'), () => JSON.stringify(sessions.events));
+  const { socket_id: id } = mine()[0];
+  const expected = [
+    { name: 'disconnect', socket_id: id },
+    { name: 'handshake', socket_id: id },
+    { name: 'publish', channel: '/watched/1', data: '{"text":"hello"}', socket_id: id },
+    { name: 'subscribe', channel: '/watched/*', socket_id: id },
+    { name: 'unsubscribe', channel: '/watched/*', socket_id: id },
+  ];
+  assert.deepEqual(mine().sort((a, b) => a.name.localeCompare(b.name)), expected);
+  assert.deepEqual(all.named('handshake', 'subscribe', 'unsubscribe', 'publish', 'disconnect'), []);
+  sessions.isExact();
 });
 
 test('users and channels without a name outside are not told of', async () => {

@@ -2,6 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { createServer } from 'node:http';
+import { createServer as createTlsServer } from 'node:https';
 
 import Pusher from 'pusher';
 
@@ -33,17 +34,19 @@ export class Receiver {
   deliveries = [];
   answer = ANSWER.well;
 
-  static async start({ app = TEST_APP, answer = ANSWER.well } = {}) {
+  /** `tls`: key and certificate of an HTTPS server. */
+  static async start({ app = TEST_APP, answer = ANSWER.well, tls = undefined } = {}) {
     const receiver = new Receiver();
     receiver.answer = answer;
     receiver.library = new Pusher({ appId: app.id, key: app.key, secret: app.secret, cluster: 'any' });
-    receiver.server = createServer((request, response) => receiver.receive(request, response));
+    const receive = (request, response) => receiver.receive(request, response);
+    receiver.server = tls ? createTlsServer(tls, receive) : createServer(receive);
     let connections = 0;
     receiver.server.on('connection', (socket) => (socket.number = ++connections));
     receiver.server.keepAliveTimeout = 60_000;
     await new Promise((resolve) => receiver.server.listen(0, '127.0.0.1', resolve));
     receiver.port = receiver.server.address().port;
-    receiver.url = `http://127.0.0.1:${receiver.port}/hook`;
+    receiver.url = `${tls ? 'https' : 'http'}://127.0.0.1:${receiver.port}/hook`;
     atEnd(() => receiver.stop());
     return receiver;
   }

@@ -12,7 +12,7 @@ use super::webhooks;
 use super::written::{Sited, Written};
 use crate::transport::peer::{Network, TrustedProxies};
 
-use super::{Config, LogFormat, LogSettings, ServerSettings};
+use super::{AuditLog, Config, LogFormat, LogSettings, ServerSettings};
 
 impl Config {
     /// Flags and environment variables beat the file, the file beats the defaults.
@@ -93,6 +93,7 @@ fn server_settings(root: &mut Section, listen: Option<&Sited<SocketAddr>>) -> Se
         handshake_timeout: root.duration("handshake_timeout_secs", SECS, default.handshake_timeout),
         write_timeout: root.duration("write_timeout_secs", SECS, default.write_timeout),
         shutdown_grace: root.duration("shutdown_grace_secs", 0..=86_400, default.shutdown_grace),
+        shutdown_spread: root.duration("shutdown_spread_secs", 0..=3_600, default.shutdown_spread),
         assume_protocol: root
             .number("assume_protocol", 5..=7)
             .map(|version| version as u8),
@@ -162,6 +163,7 @@ fn log_settings(root: &mut Section, written: &Written) -> LogSettings {
     root.table("log", "[log]", |log| LogSettings {
         level: log_level(log, written).unwrap_or(default.level),
         format: log_format(log, written).unwrap_or(default.format),
+        audit: log.text("audit").and_then(|to| audit_log(log.reading, to)),
     })
 }
 
@@ -194,6 +196,19 @@ fn log_level(log: &mut Section, written: &Written) -> Option<String> {
     };
     log.reading.note(&level.site, what, mend);
     None
+}
+
+fn audit_log(reading: &Reading, to: Sited<String>) -> Option<AuditLog> {
+    match to.value.as_str() {
+        "stdout" => Some(AuditLog::Stdout),
+        path if path.contains('/') => Some(AuditLog::File(path.into())),
+        other => {
+            let what = format!("{other:?} is no place for the audit log");
+            let mend = "write \"stdout\", or a file with its path: \"/var/log/raptor/audit.jsonl\"";
+            reading.note(&to.site, what, mend);
+            None
+        }
+    }
 }
 
 fn log_format(log: &mut Section, written: &Written) -> Option<LogFormat> {

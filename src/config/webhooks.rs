@@ -10,7 +10,7 @@ use super::section::{Reading, Section, nearest};
 use super::written::Sited;
 use crate::model::AppId;
 use crate::webhooks::{Endpoint, Settings};
-use crate::wire::webhooks::GROUPS;
+use crate::wire::webhooks::{GROUPS, SESSION_GROUP};
 
 /// What is ours to say, or the connection's.
 const TAKEN: [&str; 9] = [
@@ -150,31 +150,29 @@ fn url(table: &mut Section) -> Option<Sited<Uri>> {
 
 /// Groups and names; none are all of Pusher's.
 fn events(table: &mut Section) -> Vec<&'static str> {
-    let all = || GROUPS.iter().flat_map(|(_, names)| names.iter().copied());
     let texts = table.texts("events");
     if table.site_of("events").is_none() {
-        return all().collect();
+        let names = GROUPS.iter().flat_map(|(_, names)| names.iter().copied());
+        return names.collect();
     }
+    let groups = || GROUPS.iter().chain([&SESSION_GROUP]);
+    let names = || groups().flat_map(|(_, names)| names.iter().copied());
     let mut events = Vec::new();
     for text in texts {
-        let group = GROUPS.iter().find(|(group, _)| *group == text.value);
-        match group {
-            Some((_, names)) => events.extend(names.iter().copied()),
-            None => match all().find(|name| *name == text.value) {
-                Some(name) => events.push(name),
-                None => {
-                    let groups = GROUPS.iter().map(|(group, _)| *group);
-                    let known: Vec<_> = groups.chain(all()).collect();
-                    table.reading.note(
-                        &text.site,
-                        format!("{:?} is no event of webhooks", text.value),
-                        match nearest(&text.value, &known) {
-                            Some(near) => format!("did you mean {near:?}?"),
-                            None => format!("known events: {}", known.join(", ")),
-                        },
-                    );
-                }
-            },
+        if let Some((_, names)) = groups().find(|(group, _)| *group == text.value) {
+            events.extend(names.iter().copied());
+        } else if let Some(name) = names().find(|name| *name == text.value) {
+            events.push(name);
+        } else {
+            let known: Vec<_> = groups().map(|(group, _)| *group).chain(names()).collect();
+            table.reading.note(
+                &text.site,
+                format!("{:?} is no event of webhooks", text.value),
+                match nearest(&text.value, &known) {
+                    Some(near) => format!("did you mean {near:?}?"),
+                    None => format!("known events: {}", known.join(", ")),
+                },
+            );
         }
     }
     if let Some(site) = table.site_of("events").filter(|_| events.is_empty()) {
@@ -282,6 +280,8 @@ mod tests {
         let settings = config("APP\nurl = 'http://h'\nevents = ['presence', 'cache_miss']");
         let events = &settings.webhooks.endpoints[0].events;
         assert_eq!(*events, ["member_added", "member_removed", "cache_miss"]);
+        let settings = config("APP\nurl = 'http://h'\nevents = ['publish', 'bayeux_sessions']");
+        assert_eq!(settings.webhooks.endpoints[0].events.len(), 6);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::close::{self, close};
 use super::connection::Connection;
 use super::encoding::WEBSOCKET;
 use super::handshake;
+use crate::audit;
 use crate::auth::percent_decode;
 use crate::hub::Outbox;
 use crate::transport::peer::Peer;
@@ -30,7 +31,14 @@ pub fn app_path(
     let key = percent_decode(key);
     let checked = handshake::check(&front, &key, query, headers, peer);
     upgrade(front, headers, on_upgrade, move |front, outbox| {
+<<<<<<< HEAD
         checked.and_then(|app| Connection::open(front, app, outbox, &WEBSOCKET))
+=======
+        let connection = Connection::open(front, checked?, outbox)?;
+        let (app, socket_id) = connection.id();
+        audit::connected(app, socket_id, peer.address);
+        Ok(connection)
+>>>>>>> main
     })
 }
 

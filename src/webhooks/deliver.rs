@@ -20,6 +20,7 @@ use super::queue::Queue;
 use super::settings::Endpoint;
 use super::store::{Attempt, Delivery, EndpointId, Event, State, Store};
 use crate::apps::AppRegistry;
+use crate::metrics::{WEBHOOKS, Webhook};
 use crate::transport::outbound::Outbound;
 use crate::wire;
 
@@ -239,6 +240,8 @@ impl Worker {
             .collect();
         let endpoint = &self.sender.endpoint;
         tracing::warn!(app = %endpoint.app, endpoint = endpoint.name, events = expired.len(), "webhook events are dead letters: the endpoint did not take them in time");
+        dead.iter()
+            .for_each(|_| WEBHOOKS.count(Webhook::DeadLetter));
         self.begin(dead).await;
         for event in &expired {
             self.unfinished.remove(&event.seq);
@@ -314,6 +317,11 @@ impl Sender {
                 _ if next_ms > delivery.expires_ms => State::Dead,
                 _ => State::Pending,
             };
+            WEBHOOKS.count(match delivery.state {
+                State::Delivered => Webhook::Delivered,
+                State::Dead => Webhook::DeadLetter,
+                State::Pending | State::Replay => Webhook::Failed,
+            });
             self.complain(&delivery, &attempt, attempts);
             let keep_body = delivery.state != State::Delivered || self.shared.keep_bodies;
             lasting(|| store.attempted(&delivery.id, attempt.clone(), delivery.state, keep_body))

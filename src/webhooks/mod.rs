@@ -33,12 +33,14 @@ pub use store::{Archive, Attempt, Delivery, Listed, State, StoreError};
 
 use crate::apps::AppRegistry;
 use crate::backend::FactSink;
-use crate::model::{ChannelFact, Fact};
+use crate::metrics::WEBHOOK_EVENTS_LOST;
+use crate::model::{AppId, ChannelFact, Fact, SessionFact};
 use crate::transport::outbound::{Outbound, OutboundError, Reach};
+use crate::wire;
 use deliver::{Shared, Worker, lasting, now_ms};
 use journal::Journal;
 use settle::{Settled, Settler};
-use store::Store;
+use store::{Entry, Store};
 
 /// Facts of the journal that may be read again for nothing.
 const UNCOMMITTED_MAX: u64 = 10_000;
@@ -157,6 +159,13 @@ impl Webhooks {
         }
     }
 
+    /// Whether an endpoint asks for what happens to Bayeux sessions.
+    pub fn want_sessions(&self) -> bool {
+        let (_, names) = wire::webhooks::SESSION_GROUP;
+        let mut events = self.interest.iter().flat_map(|endpoint| &endpoint.events);
+        events.any(|event| names.contains(event))
+    }
+
     /// Writes down the facts that are there. With a directory it then waits for the requests under
     /// way, which the next start goes on from; without one it tries to deliver everything. Both
     /// for a limited time.
@@ -226,21 +235,25 @@ impl Settling {
                 () = self.no_more.cancelled() => is_ending = true,
             }
             let now = Instant::now();
-            let mut settled = Vec::new();
+            let mut entries = Vec::new();
             for fact in batch.drain(..) {
                 log_fact(&fact);
-                if let Fact::Channel(fact) = fact
-                    && concerns(&self.endpoints, &fact)
-                {
-                    self.serial += 1;
-                    settled.extend(self.settler.fact(fact, now));
+                match fact {
+                    Fact::Channel(fact) if concerns(&self.endpoints, &fact) => {
+                        self.serial += 1;
+                        let settled = self.settler.fact(fact, now);
+                        entries.extend(settled.map(|settled| self.entry(settled)));
+                    }
+                    Fact::Channel(_) => {}
+                    Fact::Session(fact) => entries.extend(self.session_entry(&fact)),
                 }
             }
-            settled.extend(self.settler.gone(now));
+            let mut gone = self.settler.gone(now);
             if is_ending && self.journal.is_none() {
-                settled.extend(self.settler.all_gone());
+                gone.extend(self.settler.all_gone());
             }
-            self.append(settled).await;
+            entries.extend(gone.into_iter().map(|settled| self.entry(settled)));
+            self.append(entries).await;
         }
         // The facts that still come belong to nobody.
         drop(facts);
@@ -251,30 +264,54 @@ impl Settling {
         let now = Instant::now();
         let settled = (missed.into_iter())
             .filter(|fact| concerns(&self.endpoints, fact))
-            .filter_map(|fact| self.settler.fact(fact, now))
-            .collect();
-        self.append(settled).await;
+            .filter_map(|fact| self.settler.fact(fact, now));
+        let settled: Vec<_> = settled.collect();
+        let entries = settled.into_iter().map(|settled| self.entry(settled));
+        self.append(entries.collect()).await;
         self.settler.nobody_is_there(now);
     }
 
-    async fn append(&mut self, settled: Vec<Settled>) {
+    fn entry(&self, settled: Settled) -> Entry {
+        let Settled {
+            channel,
+            kind,
+            told,
+        } = settled;
+        let is_wanted = self.is_wanted(&channel.app, kind.name(), channel.name.as_str());
+        Entry {
+            json: is_wanted.then(|| wire::webhooks::event(&channel.name, &kind)),
+            channel: channel.name.as_str().into(),
+            app: channel.app,
+            name: kind.name(),
+            told,
+        }
+    }
+
+    /// Those about no channel keep their order among themselves.
+    fn session_entry(&self, fact: &SessionFact) -> Option<Entry> {
+        let (name, channel) = (fact.kind.name(), fact.kind.channel().unwrap_or_default());
+        (self.is_wanted(&fact.app, name, channel)).then(|| Entry {
+            json: Some(wire::webhooks::session_event(fact)),
+            channel: channel.into(),
+            name,
+            told: None,
+            app: fact.app.clone(),
+        })
+    }
+
+    fn is_wanted(&self, app: &AppId, name: &str, channel: &str) -> bool {
+        let mut of_app = self.endpoints.iter().filter(|of| of.app == *app);
+        of_app.any(|endpoint| endpoint.wants(name, channel))
+    }
+
+    async fn append(&mut self, entries: Vec<Entry>) {
         // Those who only leave and return give nothing to write, and yet are over.
         let is_due = self.serial - self.committed >= UNCOMMITTED_MAX;
-        if settled.is_empty() && !is_due {
+        if entries.is_empty() && !is_due {
             return;
         }
-        let with_wanted = |settled: Settled| {
-            let (app, channel) = (&settled.channel.app, settled.channel.name.as_str());
-            let name = settled.kind.name();
-            let mut of_app = self
-                .endpoints
-                .iter()
-                .filter(|endpoint| endpoint.app == *app);
-            let is_wanted = of_app.any(|endpoint| endpoint.wants(name, channel));
-            (settled, is_wanted)
-        };
-        let settled: Arc<Vec<_>> = Arc::new(settled.into_iter().map(with_wanted).collect());
-        lasting(|| self.store.append(settled.clone(), now_ms(), self.serial)).await;
+        let entries = Arc::new(entries);
+        lasting(|| self.store.append(entries.clone(), now_ms(), self.serial)).await;
         self.committed = self.serial;
         if let Some(journal) = &self.journal {
             journal.committed(self.committed);
@@ -294,11 +331,14 @@ async fn tidy(store: Store, bytes_max: usize, stop: CancellationToken) {
         }
         match store.tidy(bytes_max).await {
             Ok(lost) if lost == Default::default() => {}
-            Ok(lost) => tracing::error!(
-                events = lost.events,
-                dead_letters = lost.dead_letters,
-                "the webhooks' store is full: the oldest were thrown away"
-            ),
+            Ok(lost) => {
+                WEBHOOK_EVENTS_LOST.add(lost.events as u64);
+                tracing::error!(
+                    events = lost.events,
+                    dead_letters = lost.dead_letters,
+                    "the webhooks' store is full: the oldest were thrown away"
+                );
+            }
             Err(error) => tracing::error!(%error, "the webhooks' store cannot be tidied"),
         }
     }

@@ -7,18 +7,16 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
 use tokio::sync::{mpsc, oneshot};
 
-use std::sync::Arc;
-
 use super::settings::Settings;
-use super::settle::{Settled, Subject};
+use super::settle::Subject;
 use crate::model::{AppId, ChannelId, ChannelName};
-use crate::wire;
 
 /// Writers that may wait for the database.
 const TASKS_MAX: usize = 1_024;
@@ -102,6 +100,17 @@ pub(super) struct Event {
     pub at_ms: u64,
     /// As it stands in a body.
     pub json: Arc<str>,
+}
+
+/// What becomes an event in the log, and what an application then believes.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub app: AppId,
+    pub channel: Arc<str>,
+    pub name: &'static str,
+    /// Absent if no endpoint wants it.
+    pub json: Option<String>,
+    pub told: Option<(Subject, bool)>,
 }
 
 /// One request, the same at each attempt.
@@ -259,11 +268,10 @@ impl Store {
         .await
     }
 
-    /// Adds events to the log, those that `is_wanted` at least, and notes what was told. They are
-    /// all that came of the facts before number `committed`.
+    /// Adds events to the log. They are all that came of the facts before number `committed`.
     pub async fn append(
         &self,
-        settled: Arc<Vec<(Settled, bool)>>,
+        entries: Arc<Vec<Entry>>,
         at_ms: u64,
         committed: u64,
     ) -> Result<(), StoreError> {
@@ -273,9 +281,9 @@ impl Store {
             let mut insert = db.prepare_cached(
                 "INSERT INTO events (app, channel, name, at_ms, json) VALUES (?, ?, ?, ?, ?)",
             )?;
-            for (settled, is_wanted) in settled.iter() {
-                let ChannelId { app, name } = &settled.channel;
-                if let Some((subject, is_present)) = &settled.told {
+            for entry in entries.iter() {
+                let app = entry.app.as_str();
+                if let Some((subject, is_present)) = &entry.told {
                     let sql = match is_present {
                         true => {
                             "INSERT OR IGNORE INTO told (app, channel, is_user, user_id) \
@@ -287,20 +295,15 @@ impl Store {
                         }
                     };
                     db.prepare_cached(sql)?.execute(params![
-                        app.as_str(),
-                        name.as_str(),
+                        app,
+                        subject.channel.name.as_str(),
                         subject.user_id.is_some(),
                         subject.user_id.as_deref().unwrap_or_default(),
                     ])?;
                 }
-                if *is_wanted {
-                    insert.execute(params![
-                        app.as_str(),
-                        name.as_str(),
-                        settled.kind.name(),
-                        at_ms as i64,
-                        wire::webhooks::event(name, &settled.kind),
-                    ])?;
+                if let Some(json) = &entry.json {
+                    let at_ms = at_ms as i64;
+                    insert.execute(params![app, &*entry.channel, entry.name, at_ms, json])?;
                 }
             }
             Ok(())
@@ -812,5 +815,244 @@ impl Archive {
             app,
             endpoint_name,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(store_bytes_max: usize) -> Settings {
+        Settings {
+            store_bytes_max,
+            ..Settings::default()
+        }
+    }
+
+    /// A store in memory with one endpoint of app 1.
+    async fn store() -> (Store, EndpointId) {
+        let store = Store::open(&settings(0)).unwrap();
+        let ids = store.activate(vec![named("hook")]).await.unwrap();
+        (store, ids[0])
+    }
+
+    fn named(name: &str) -> (AppId, String) {
+        (AppId::new("1"), name.to_owned())
+    }
+
+    fn occupied(channel: &str) -> Entry {
+        let name = ChannelName::parse(channel, 200).unwrap();
+        let app = AppId::new("1");
+        let subject = Subject {
+            channel: ChannelId::new(&app, &name),
+            user_id: None,
+        };
+        Entry {
+            app,
+            channel: channel.into(),
+            name: "channel_occupied",
+            json: Some(format!("{{{channel}}}")),
+            told: Some((subject, true)),
+        }
+    }
+
+    async fn append(store: &Store, channels: &[&str]) {
+        let entries = channels.iter().map(|channel| occupied(channel)).collect();
+        store.append(Arc::new(entries), 5, 0).await.unwrap();
+    }
+
+    fn delivery(endpoint: EndpointId, id: &str, state: State, seqs: &[u64]) -> Delivery {
+        Delivery {
+            id: id.to_owned(),
+            endpoint,
+            state,
+            created_ms: seqs[0],
+            expires_ms: 9,
+            seqs: seqs.to_vec(),
+            channels: vec!["a".into(), "b\"".into()],
+            key: "k".to_owned(),
+            signature: "s".to_owned(),
+            body: Some(Bytes::from("{}")),
+            is_replay: false,
+        }
+    }
+
+    async fn begin(store: &Store, deliveries: Vec<Delivery>) {
+        store.begin(Arc::new(deliveries)).await.unwrap();
+    }
+
+    fn attempt(status: u16) -> Attempt {
+        Attempt {
+            at_ms: 1,
+            took_ms: 2,
+            status: Some(status),
+            error: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn events_are_read_from_a_place_in_the_order_of_the_log() {
+        let (store, _) = store().await;
+        append(&store, &["a", "b", "c"]).await;
+        let read = store.read(&AppId::new("1"), 1, 10).await.unwrap();
+        let channels: Vec<_> = read
+            .iter()
+            .map(|event| (event.seq, &*event.channel))
+            .collect();
+        assert_eq!(channels, [(2, "b"), (3, "c")]);
+        assert_eq!(&*read[0].json, "{b}");
+        assert!(
+            store
+                .read(&AppId::new("2"), 0, 10)
+                .await
+                .unwrap()
+                .is_empty()
+        );
+        assert_eq!(store.read(&AppId::new("1"), 0, 2).await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn what_applications_were_told_is_known() {
+        let (store, _) = store().await;
+        append(&store, &["a", "b"]).await;
+        let mut gone = occupied("a");
+        gone.json = None;
+        gone.told = gone.told.map(|(subject, _)| (subject, false));
+        store.append(Arc::new(vec![gone]), 5, 7).await.unwrap();
+        let told = store.told().await.unwrap();
+        let names: Vec<_> = told.iter().map(|told| told.channel.name.as_str()).collect();
+        assert_eq!(names, ["b"]);
+        assert_eq!(store.committed().await.unwrap(), 7);
+        assert_eq!(store.read(&AppId::new("1"), 0, 10).await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_goes_on_where_it_was() {
+        let (store, id) = store().await;
+        append(&store, &["a", "b", "c", "d", "e"]).await;
+        let pending = delivery(id, "pending", State::Pending, &[3, 4]);
+        let over = delivery(id, "over", State::Pending, &[2, 5]);
+        begin(&store, vec![over, pending.clone()]).await;
+        store
+            .attempted("pending", attempt(500), State::Pending, true)
+            .await
+            .unwrap();
+        store
+            .attempted("over", attempt(200), State::Delivered, false)
+            .await
+            .unwrap();
+        store.advance(id, 1).await.unwrap();
+        let resumed = store.resume(id).await.unwrap();
+        assert_eq!(resumed.cursor, 1);
+        let mut taken = resumed.taken;
+        taken.sort_unstable();
+        assert_eq!(taken, [2, 3, 4, 5]);
+        assert_eq!(resumed.pending, [pending]);
+        assert_eq!(store.unfinished().await.unwrap(), 1 + 4);
+    }
+
+    #[tokio::test]
+    async fn a_new_endpoint_begins_at_the_end_and_one_that_is_gone_leaves_dead_letters() {
+        let (store, id) = store().await;
+        append(&store, &["a"]).await;
+        begin(&store, vec![delivery(id, "d", State::Pending, &[1])]).await;
+        let ids = store.activate(vec![named("other")]).await.unwrap();
+        assert_ne!(ids, [id]);
+        assert_eq!(store.resume(ids[0]).await.unwrap().cursor, 1);
+        assert!(store.resume(id).await.unwrap().pending.is_empty());
+        append(&store, &["b"]).await;
+        let both = store
+            .activate(vec![named("hook"), named("other")])
+            .await
+            .unwrap();
+        assert_eq!(both, [id, ids[0]]);
+        assert_eq!(
+            store.resume(both[0]).await.unwrap().cursor,
+            2,
+            "it was away"
+        );
+        assert_eq!(store.resume(both[1]).await.unwrap().cursor, 1, "it was not");
+    }
+
+    #[tokio::test]
+    async fn events_go_when_every_endpoint_is_done_with_them() {
+        let (store, first) = store().await;
+        let ids = store
+            .activate(vec![named("hook"), named("two")])
+            .await
+            .unwrap();
+        append(&store, &["a", "b", "c"]).await;
+        store.advance(first, 3).await.unwrap();
+        store.advance(ids[1], 2).await.unwrap();
+        assert_eq!(store.tidy(usize::MAX >> 1).await.unwrap(), Lost::default());
+        let left = store.read(&AppId::new("1"), 0, 10).await.unwrap();
+        assert_eq!(left.iter().map(|event| event.seq).collect::<Vec<_>>(), [3]);
+    }
+
+    #[tokio::test]
+    async fn a_full_store_throws_away_the_delivered_then_the_dead_then_events() {
+        let (store, id) = store().await;
+        let large = |id_text: String, state| Delivery {
+            body: Some(Bytes::from("x".repeat(1_000))),
+            ..delivery(id, &id_text, state, &[1])
+        };
+        let many =
+            |state: State| (0..2_000).map(move |n| large(format!("{}{n}", state.name()), state));
+        append(&store, &["a"]).await;
+        store.advance(id, 1).await.unwrap();
+        begin(
+            &store,
+            many(State::Delivered).chain(many(State::Dead)).collect(),
+        )
+        .await;
+        for _ in 0..40 {
+            append(&store, &["x"; 200].map(|name| name)).await;
+        }
+        let count = |state: State| {
+            store.run(move |db| {
+                let sql = "SELECT count(*) FROM deliveries WHERE state = ?";
+                db.query_row(sql, [state.name()], |row| row.get::<_, i64>(0))
+            })
+        };
+        assert_eq!(store.tidy(5_000_000).await.unwrap(), Lost::default());
+        assert!(count(State::Delivered).await.unwrap() < 2_000);
+        assert_eq!(count(State::Dead).await.unwrap(), 2_000);
+        let lost = store.tidy(2_000_000).await.unwrap();
+        assert_eq!((lost.dead_letters > 0, lost.events), (true, 0));
+        let lost = store.tidy(300_000).await.unwrap();
+        assert!(lost.events > 0);
+        let used = store.run(used_bytes).await.unwrap();
+        assert!(used <= 300_000, "{used}");
+        let left = store.read(&AppId::new("1"), 0, 1).await.unwrap();
+        assert!(left[0].seq > 1_000, "the oldest went");
+    }
+
+    #[tokio::test]
+    async fn a_replay_is_found_once_and_keeps_its_id() {
+        let (store, id) = store().await;
+        begin(&store, vec![delivery(id, "d", State::Dead, &[1])]).await;
+        store
+            .run(|db| db.execute("UPDATE deliveries SET state = 'replay'", []))
+            .await
+            .unwrap();
+        let mut found = store.replays(id, 10).await.unwrap();
+        let renewed = Delivery {
+            created_ms: 77,
+            state: State::Pending,
+            is_replay: true,
+            ..found.remove(0)
+        };
+        store.renew(renewed.clone()).await.unwrap();
+        assert!(store.replays(id, 10).await.unwrap().is_empty());
+        assert_eq!(store.resume(id).await.unwrap().pending, [renewed]);
+    }
+
+    #[tokio::test]
+    async fn a_write_that_fails_is_told_and_the_next_one_is_done() {
+        let (store, id) = store().await;
+        let twice = vec![delivery(id, "d", State::Pending, &[1]); 2];
+        assert!(store.begin(Arc::new(twice)).await.is_err());
+        begin(&store, vec![delivery(id, "d", State::Pending, &[1])]).await;
+        assert_eq!(store.resume(id).await.unwrap().pending.len(), 1);
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::model::{ChannelName, FactKind};
+use crate::model::{ChannelName, FactKind, SessionFact, SessionFactKind};
 
 /// The events of Pusher's webhooks, in the groups that hosted's dashboard selects (6.3).
 pub const GROUPS: [(&str, &[&str]); 5] = [
@@ -16,16 +16,24 @@ pub const GROUPS: [(&str, &[&str]); 5] = [
     ("subscription_count", &["subscription_count"]),
 ];
 
+/// What Faye's monitoring told of Bayeux clients (`bayeux.md` 6). Pusher knows none of it.
+pub const SESSION_GROUP: (&str, &[&str]) = (
+    "bayeux_sessions",
+    &[
+        "handshake",
+        "subscribe",
+        "unsubscribe",
+        "publish",
+        "disconnect",
+    ],
+);
+
 /// One object of a body's `events`.
 pub fn event(channel: &ChannelName, kind: &FactKind) -> String {
     let mut event = Event {
         name: kind.name(),
-        channel: channel.as_str(),
-        event: None,
-        data: None,
-        socket_id: None,
-        user_id: None,
-        subscription_count: None,
+        channel: Some(channel.as_str()),
+        ..Event::default()
     };
     match kind {
         FactKind::ChannelOccupied | FactKind::ChannelVacated | FactKind::CacheMiss => {}
@@ -48,7 +56,24 @@ pub fn event(channel: &ChannelName, kind: &FactKind) -> String {
             event.subscription_count = Some(*connections);
         }
     }
-    serde_json::to_string(&event).expect("strings and numbers are JSON")
+    event.json()
+}
+
+/// The same of a session, which is named by its `socket_id`. Channels are in Bayeux's spelling;
+/// `data` is JSON text.
+pub fn session_event(fact: &SessionFact) -> String {
+    let data = match &fact.kind {
+        SessionFactKind::Publish { data, .. } => Some(&**data),
+        _ => None,
+    };
+    let event = Event {
+        name: fact.kind.name(),
+        channel: fact.kind.channel(),
+        data,
+        socket_id: fact.session.map(|id| id.to_string()),
+        ..Event::default()
+    };
+    event.json()
 }
 
 /// The body of a webhook. Verifiers want `time_ms` as a number. `events` are objects as
@@ -73,10 +98,12 @@ pub fn renewed(body: &str, time_ms: u64) -> String {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Default)]
 struct Event<'f> {
     name: &'f str,
-    channel: &'f str,
+    /// Every event of Pusher's has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    channel: Option<&'f str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     event: Option<&'f str>,
     /// The very text that subscribers got, never an object: Go reads it as a string.
@@ -88,6 +115,12 @@ struct Event<'f> {
     user_id: Option<&'f str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     subscription_count: Option<u64>,
+}
+
+impl Event<'_> {
+    fn json(&self) -> String {
+        serde_json::to_string(self).expect("strings and numbers are JSON")
+    }
 }
 
 #[cfg(test)]
