@@ -60,6 +60,7 @@ pub struct Server {
     listener: TcpListener,
     broker: Arc<Broker>,
     pusher: Arc<pusher::Front>,
+    fallback: Arc<pusher::Fallback>,
     rest: Arc<rest::Front>,
     bayeux: Arc<bayeux::Front>,
     settings: HttpSettings,
@@ -142,7 +143,7 @@ impl Server {
         };
         let backend = Arc::new(Memory::new(hub.clone(), ids.clone(), fact_sink.clone()));
         let broker = Broker::new(hub, backend, fact_sink, ids);
-        let pusher = pusher::Front {
+        let pusher = Arc::new(pusher::Front {
             broker: broker.clone(),
             apps: apps.clone(),
             websocket: Arc::new(websocket::Settings {
@@ -156,7 +157,7 @@ impl Server {
             activity_timeout: settings.activity_timeout,
             assume_protocol: settings.assume_protocol,
             outbox_bytes_max: settings.outbox_bytes_max,
-        };
+        });
         let bayeux = bayeux::Front::start(
             bayeux,
             apps.clone(),
@@ -186,7 +187,8 @@ impl Server {
             status_listener,
             listener,
             broker,
-            pusher: Arc::new(pusher),
+            fallback: pusher::Fallback::start(pusher.clone()),
+            pusher,
             rest: Arc::new(rest),
             bayeux: Arc::new(bayeux),
             settings: HttpSettings {
@@ -260,7 +262,8 @@ impl Server {
 
     async fn accept(&self) {
         let (pusher, rest) = (self.pusher.clone(), self.rest.clone());
-        let routes = routes(pusher, rest, self.bayeux.clone(), self.status.clone());
+        let (fallback, bayeux) = (self.fallback.clone(), self.bayeux.clone());
+        let routes = routes(pusher, fallback, rest, bayeux, self.status.clone());
         loop {
             match self.listener.accept().await {
                 Ok((stream, address)) => {
@@ -378,6 +381,7 @@ fn strip_prefix(request: &mut Request<Incoming>, prefix: &str) {
 /// The whole URL table.
 fn routes(
     pusher: Arc<pusher::Front>,
+    fallback: Arc<pusher::Fallback>,
     rest: Arc<rest::Front>,
     bayeux: Arc<bayeux::Front>,
     status: Arc<Status>,
@@ -429,6 +433,8 @@ fn routes(
         .map(move || status.ready());
     let nobodys = warp::any().map(|| text(StatusCode::NOT_FOUND, "NOT FOUND"));
     (too_many.or(app).unify())
+        .or(pusher::routes(fallback))
+        .unify()
         .or(bayeux::routes(bayeux))
         .unify()
         .or(nobodys_websocket)

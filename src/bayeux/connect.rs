@@ -192,8 +192,8 @@ impl Site {
 
 /// A client that was answered just now may well be in the middle of a burst.
 fn gathers_until(session: &ClientSession) -> Instant {
-    let answered = session.idle_since();
-    answered.map_or_else(Instant::now, |(at, _)| at + GATHER)
+    let idle = session.idle();
+    idle.map_or_else(Instant::now, |idle| idle.since + GATHER)
 }
 
 /// Until the hold is over or the session is.

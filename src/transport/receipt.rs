@@ -1,6 +1,7 @@
 //! Tells when an HTTP answer is with the kernel. An answer that never gets there was not received,
 //! and what it held can still be sent otherwise; hyper itself says nothing of it.
 
+use std::convert::Infallible;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
@@ -8,10 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::stream;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
+use warp::http::header::{CONTENT_LENGTH, HeaderValue};
+use warp::reply::{Reply, Response};
 
 use super::peer::Seat;
 use crate::metrics::{CUT_OFFS, CutOff};
@@ -65,6 +70,28 @@ impl Receipts {
 
 /// So many at most does hyper give to one write.
 const WRITEV_BUFFERS_MAX: usize = 64;
+
+/// An answer whose body, once it is given to the connection, is `begun`: that is the moment to ask
+/// for a receipt.
+pub fn answer(
+    body: Bytes,
+    receipts: &Receipts,
+    begun: impl FnOnce(&Receipts) + Send + Sync + 'static,
+) -> Response {
+    let length = HeaderValue::from(body.len());
+    let receipts = receipts.clone();
+    let mut given = Some((body, begun));
+    let body = stream::poll_fn(move |_| {
+        let given = given.take().map(|(body, begun)| {
+            begun(&receipts);
+            Ok::<_, Infallible>(body)
+        });
+        Poll::Ready(given)
+    });
+    let mut response = warp::reply::stream(body).into_response();
+    response.headers_mut().insert(CONTENT_LENGTH, length);
+    response
+}
 
 /// A connection that gives receipts, and breaks off when its peer accepts nothing for too long.
 /// Whoever writes to it gives all that it has to each write, up to [`WRITEV_BUFFERS_MAX`] pieces,
