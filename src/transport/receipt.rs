@@ -15,10 +15,12 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
+use tokio_rustls::server::TlsStream;
 use warp::http::header::{CONTENT_LENGTH, HeaderValue};
 use warp::reply::{Reply, Response};
 
 use super::peer::Seat;
+use super::stream::Stream;
 use crate::metrics::{CUT_OFFS, CutOff};
 
 struct Receipt {
@@ -97,10 +99,35 @@ pub fn answer(
 /// Whoever writes to it gives all that it has to each write, up to [`WRITEV_BUFFERS_MAX`] pieces,
 /// and flushes only when nothing is left, as hyper does.
 pub struct Receipted {
-    stream: TcpStream,
+    stream: Connection,
     seat: Seat,
     outstanding: Outstanding,
     patience: Patience,
+}
+
+/// What HTTP is spoken over.
+pub enum Connection {
+    Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+trait Io: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Io for T {}
+
+impl Connection {
+    fn io(&mut self) -> Pin<&mut dyn Io> {
+        match self {
+            Self::Tcp(tcp) => Pin::new(tcp),
+            Self::Tls(tls) => Pin::new(&mut **tls),
+        }
+    }
+
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Tcp(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        }
+    }
 }
 
 /// How long a peer may accept no byte.
@@ -113,7 +140,12 @@ struct Patience {
 struct Outstanding(Receipts);
 
 impl Receipted {
-    pub fn new(stream: TcpStream, seat: Seat, receipts: Receipts, write_timeout: Duration) -> Self {
+    pub fn new(
+        stream: Connection,
+        seat: Seat,
+        receipts: Receipts,
+        write_timeout: Duration,
+    ) -> Self {
         Self {
             stream,
             seat,
@@ -125,32 +157,40 @@ impl Receipted {
         }
     }
 
-    /// Writes by `write`, all of whose bytes are `bytes`.
+    /// Writes by `write`, all of whose bytes are `bytes`. Under TLS what is taken is not yet with
+    /// the kernel: the receipts come with the flush.
     fn write(
         &mut self,
         cx: &mut Context<'_>,
         bytes: usize,
-        write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+        write: impl FnOnce(Pin<&mut dyn Io>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         let mut receipts = self.outstanding.0.lock();
         if !receipts.is_empty() {
-            check_reader(&self.stream)?;
+            check_reader(self.stream.tcp())?;
         }
         if !receipts.iter().all(|receipt| (receipt.is_wanted)()) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        let written = write(Pin::new(&mut self.stream), cx);
+        let written = write(self.stream.io(), cx);
         let written = ready!(self.patience.judge(cx, written))?;
         // Whoever writes gives all that it has.
-        if written == bytes {
+        if written == bytes && matches!(self.stream, Connection::Tcp(_)) {
             receipts.drain(..).for_each(|receipt| (receipt.tell)());
         }
         Poll::Ready(Ok(written))
     }
 
     /// For what comes after HTTP. The connection counts for its peer as long as the seat is there.
-    pub fn into_parts(self) -> (TcpStream, Seat) {
-        (self.stream, self.seat)
+    pub fn into_parts(self) -> io::Result<(Stream, Seat)> {
+        let stream = match self.stream {
+            Connection::Tcp(tcp) => Stream::Tcp(tcp),
+            Connection::Tls(tls) => {
+                let (tcp, session) = tls.into_inner();
+                Stream::tls(tcp, session)?
+            }
+        };
+        Ok((stream, self.seat))
     }
 }
 
@@ -199,7 +239,7 @@ impl AsyncRead for Receipted {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        self.stream.io().poll_read(cx, buf)
     }
 }
 
@@ -226,11 +266,14 @@ impl AsyncWrite for Receipted {
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        match &self.stream {
+            Connection::Tcp(s) => s.is_write_vectored(),
+            Connection::Tls(s) => s.is_write_vectored(),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        ready!(self.stream.io().poll_flush(cx))?;
         let mut receipts = self.outstanding.0.lock();
         receipts.drain(..).for_each(|receipt| (receipt.tell)());
         drop(receipts);
@@ -238,7 +281,7 @@ impl AsyncWrite for Receipted {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        self.stream.io().poll_shutdown(cx)
     }
 }
 
@@ -254,7 +297,7 @@ mod tests {
         let peer = TcpStream::connect(listener.local_addr().unwrap()).await;
         let (stream, _) = listener.accept().await.unwrap();
         let timeout = Duration::from_millis(200);
-        let receipted = Receipted::new(stream, Seat::default(), receipts, timeout);
+        let receipted = Receipted::new(Connection::Tcp(stream), Seat::default(), receipts, timeout);
         (receipted, peer.unwrap())
     }
 
