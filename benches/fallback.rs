@@ -53,13 +53,13 @@ async fn run(name: &str, streaming: u32, polling: u32, seconds: u32) {
         let (gate, received, port) = (gate.clone(), received.clone(), server.port);
         opening.push(tokio::spawn(async move {
             let _permit = gate.acquire_owned().await;
-            let session = Session::open(port, number, transport, received).await;
-            tokio::spawn(session.hear())
+            Session::open(port, number, transport, received).await
         }));
     }
     let mut hearing = Vec::new();
     for opened in opening {
-        hearing.push(opened.await.expect("every client subscribes"));
+        let session = opened.await.expect("every client subscribes");
+        hearing.push(tokio::spawn(session.hear()));
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
 

@@ -31,14 +31,10 @@ pub fn app_path(
     let key = percent_decode(key);
     let checked = handshake::check(&front, &key, query, headers, peer);
     upgrade(front, headers, on_upgrade, move |front, outbox| {
-<<<<<<< HEAD
-        checked.and_then(|app| Connection::open(front, app, outbox, &WEBSOCKET))
-=======
-        let connection = Connection::open(front, checked?, outbox)?;
+        let connection = Connection::open(front, checked?, outbox, &WEBSOCKET)?;
         let (app, socket_id) = connection.id();
         audit::connected(app, socket_id, peer.address);
         Ok(connection)
->>>>>>> main
     })
 }
 

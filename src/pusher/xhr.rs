@@ -15,6 +15,7 @@ use super::handshake;
 use super::http::{JAVASCRIPT, Request, receiving};
 use super::sessions::{Fallback, Receiving, Talk};
 use super::stream::{Answer, farewell, superseded};
+use crate::audit;
 use crate::auth::percent_decode;
 use crate::transport::http::{BodyError, read_body};
 use crate::transport::session::Vehicle;
@@ -35,6 +36,8 @@ pub async fn receive(request: &Request, key: &str, session_id: &str, vehicle: Ve
         let front = fallback.front.clone();
         let app = handshake::check(&front, &percent_decode(key), query, headers, *peer)?;
         let connection = Connection::open(front, app, outbox.clone(), &HTTP)?;
+        let (app, socket_id) = connection.id();
+        audit::connected(app, socket_id, peer.address);
         Ok(Talk::Named(Box::new(connection)))
     });
     let session = match opened {
