@@ -45,7 +45,7 @@ const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// What a worker needs beside its endpoint.
 #[derive(Clone)]
 pub(super) struct Shared {
-    pub store: Store,
+    pub store: Arc<dyn Store>,
     pub apps: Arc<AppRegistry>,
     /// Changes when the log has grown.
     pub news: watch::Receiver<()>,

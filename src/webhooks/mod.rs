@@ -40,7 +40,7 @@ use crate::wire;
 use deliver::{Shared, Worker, lasting, now_ms};
 use journal::Journal;
 use settle::{Settled, Settler};
-use store::{Entry, Store};
+use store::{Entry, Local, Store};
 
 /// Facts of the journal that may be read again for nothing.
 const UNCOMMITTED_MAX: u64 = 10_000;
@@ -62,7 +62,7 @@ pub struct Webhooks {
     workers: TaskTracker,
     /// No more attempts are made.
     stop: CancellationToken,
-    store: Store,
+    store: Arc<dyn Store>,
     interest: Arc<Vec<Endpoint>>,
     /// There with a directory.
     journal: Option<Arc<Journal>>,
@@ -87,7 +87,8 @@ impl Webhooks {
             tokio::spawn(log_facts(facts));
             return Ok(None);
         }
-        let store = Store::open(&settings).map_err(StartError::Store)?;
+        let store = Local::open(&settings).map_err(StartError::Store)?;
+        let store: Arc<dyn Store> = Arc::new(store);
         let named = settings.endpoints.iter();
         let named = named.map(|endpoint| (endpoint.app.clone(), endpoint.name.clone()));
         let ids = store.activate(named.collect()).await;
@@ -204,7 +205,7 @@ impl Webhooks {
 struct Settling {
     settler: Settler,
     endpoints: Arc<Vec<Endpoint>>,
-    store: Store,
+    store: Arc<dyn Store>,
     grown: watch::Sender<()>,
     no_more: CancellationToken,
     journal: Option<Arc<Journal>>,
@@ -320,7 +321,7 @@ impl Settling {
     }
 }
 
-async fn tidy(store: Store, bytes_max: usize, stop: CancellationToken) {
+async fn tidy(store: Arc<dyn Store>, bytes_max: usize, stop: CancellationToken) {
     let mut interval = interval(TIDY_INTERVAL);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut stopped = pin!(stop.cancelled());
