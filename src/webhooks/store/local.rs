@@ -14,11 +14,12 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, TransactionBehavio
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Attempt, Delivery, EndpointId, Entry, Event, Kept, Lost, Resumed, State, Store, StoreError,
+    Attempt, Delivery, EndpointId, Entry, Event, Kept, Lost, Position, Resumed, State, Store,
+    StoreError,
 };
 use crate::model::{AppId, ChannelId, ChannelName};
 use crate::webhooks::settings::Settings;
-use crate::webhooks::settle::Subject;
+use crate::webhooks::settle::{Subject, Told};
 
 /// Writers that may wait for the database.
 const TASKS_MAX: usize = 1_024;
@@ -153,7 +154,7 @@ impl Local {
 }
 
 impl Store for Local {
-    fn told(&self) -> Kept<'_, Vec<Subject>> {
+    fn told(&self) -> Kept<'_, Vec<(Subject, Option<Duration>)>> {
         self.run(|db| {
             let mut query = db.prepare("SELECT app, channel, is_user, user_id FROM told")?;
             let rows = query.query_map([], |row| {
@@ -166,39 +167,37 @@ impl Store for Local {
                 }))
             })?;
             let rows: Result<Vec<_>, _> = rows.collect();
-            Ok(rows?.into_iter().flatten().collect())
+            let present = rows?.into_iter().flatten();
+            // Nobody is there when this is asked: the time since they left does not matter.
+            Ok(present.map(|subject| (subject, None)).collect())
         })
     }
 
-    fn committed(&self) -> Kept<'_, u64> {
+    fn position(&self) -> Kept<'_, Position> {
         self.run(|db| {
-            db.query_row("SELECT committed FROM journal", [], |row| {
-                row.get::<_, i64>(0).map(|serial| serial as u64)
-            })
+            let committed: i64 =
+                db.query_row("SELECT committed FROM journal", [], |row| row.get(0))?;
+            Ok(vec![(0, committed.to_string())])
         })
     }
 
-    fn append(
-        &self,
-        entries: Arc<Vec<Entry>>,
-        at_ms: u64,
-        committed: u64,
-    ) -> Kept<'_, ()> {
+    fn append(&self, entries: Arc<Vec<Entry>>, at_ms: u64, position: Position) -> Kept<'_, ()> {
         self.run(move |db| {
+            let committed = position.first().and_then(|(_, text)| text.parse().ok());
             db.prepare_cached("UPDATE journal SET committed = ?")?
-                .execute([committed as i64])?;
+                .execute([committed.unwrap_or(0_i64)])?;
             let mut insert = db.prepare_cached(
                 "INSERT INTO events (app, channel, name, at_ms, json) VALUES (?, ?, ?, ?, ?)",
             )?;
             for entry in entries.iter() {
                 let app = entry.app.as_str();
-                if let Some((subject, is_present)) = &entry.told {
-                    let sql = match is_present {
-                        true => {
+                if let Some((subject, told)) = &entry.told {
+                    let sql = match told {
+                        Told::Present | Told::Leaving => {
                             "INSERT OR IGNORE INTO told (app, channel, is_user, user_id) \
                              VALUES (?, ?, ?, ?)"
                         }
-                        false => {
+                        Told::Gone => {
                             "DELETE FROM told \
                              WHERE app = ? AND channel = ? AND is_user = ? AND user_id = ?"
                         }
@@ -219,10 +218,7 @@ impl Store for Local {
         })
     }
 
-    fn activate(
-        &self,
-        endpoints: Vec<(AppId, String)>,
-    ) -> Kept<'_, Vec<EndpointId>> {
+    fn activate(&self, endpoints: Vec<(AppId, String)>) -> Kept<'_, Vec<EndpointId>> {
         self.run(move |db| {
             const END: &str = "ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'events'), 0)";
             db.execute_batch("UPDATE endpoints SET is_active = is_active * 2")?;
@@ -361,11 +357,7 @@ impl Store for Local {
         })
     }
 
-    fn replays(
-        &self,
-        endpoint: EndpointId,
-        deliveries_max: usize,
-    ) -> Kept<'_, Vec<Delivery>> {
+    fn replays(&self, endpoint: EndpointId, deliveries_max: usize) -> Kept<'_, Vec<Delivery>> {
         self.run(move |db| {
             deliveries(
                 db,
@@ -706,13 +698,13 @@ mod tests {
             channel: channel.into(),
             name: "channel_occupied",
             json: Some(format!("{{{channel}}}")),
-            told: Some((subject, true)),
+            told: Some((subject, Told::Present)),
         }
     }
 
     async fn append(store: &Local, channels: &[&str]) {
         let entries = channels.iter().map(|channel| occupied(channel)).collect();
-        store.append(Arc::new(entries), 5, 0).await.unwrap();
+        store.append(Arc::new(entries), 5, vec![]).await.unwrap();
     }
 
     fn delivery(endpoint: EndpointId, id: &str, state: State, seqs: &[u64]) -> Delivery {
@@ -771,12 +763,19 @@ mod tests {
         append(&store, &["a", "b"]).await;
         let mut gone = occupied("a");
         gone.json = None;
-        gone.told = gone.told.map(|(subject, _)| (subject, false));
-        store.append(Arc::new(vec![gone]), 5, 7).await.unwrap();
+        gone.told = gone.told.map(|(subject, _)| (subject, Told::Gone));
+        let position = vec![(0, "7".to_owned())];
+        store
+            .append(Arc::new(vec![gone]), 5, position)
+            .await
+            .unwrap();
         let told = store.told().await.unwrap();
-        let names: Vec<_> = told.iter().map(|told| told.channel.name.as_str()).collect();
+        let names: Vec<_> = told
+            .iter()
+            .map(|(told, _)| told.channel.name.as_str())
+            .collect();
         assert_eq!(names, ["b"]);
-        assert_eq!(store.committed().await.unwrap(), 7);
+        assert_eq!(store.position().await.unwrap(), [(0, "7".to_owned())]);
         assert_eq!(store.read(&AppId::new("1"), 0, 10).await.unwrap().len(), 2);
     }
 

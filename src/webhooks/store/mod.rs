@@ -7,13 +7,14 @@ mod local;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
-pub use local::{Archive, Listed};
 pub(super) use local::Local;
+pub use local::{Archive, Listed};
 
-use super::settle::Subject;
+use super::settle::{Subject, Told};
 use crate::backend::Done;
 use crate::model::AppId;
 
@@ -22,14 +23,14 @@ pub(super) type Kept<'a, T> = Done<'a, Result<T, StoreError>>;
 /// The store of a running server, or of a cluster of them. Every write is over, and safe from the
 /// end of the process, when its future is.
 pub(super) trait Store: Send + Sync {
-    /// Those whom applications believe present.
-    fn told(&self) -> Kept<'_, Vec<Subject>>;
+    /// Those whom applications believe present, with how long some have been away.
+    fn told(&self) -> Kept<'_, Vec<(Subject, Option<Duration>)>>;
 
-    /// The number of the first fact that is not yet among the events.
-    fn committed(&self) -> Kept<'_, u64>;
+    /// Up to where the facts are among the events.
+    fn position(&self) -> Kept<'_, Position>;
 
-    /// Adds events to the log. They are all that came of the facts before number `committed`.
-    fn append(&self, entries: Arc<Vec<Entry>>, at_ms: u64, committed: u64) -> Kept<'_, ()>;
+    /// Adds events to the log. They are all that came of the facts up to `position`.
+    fn append(&self, entries: Arc<Vec<Entry>>, at_ms: u64, position: Position) -> Kept<'_, ()>;
 
     /// The ids of endpoints, given by app and name. One that was not active begins at the end of
     /// the log; what is on its way to one that is not given is dead.
@@ -87,10 +88,14 @@ pub(super) struct Entry {
     pub app: AppId,
     pub channel: Arc<str>,
     pub name: &'static str,
-    /// Absent if no endpoint wants it.
+    /// Absent if there is no news, or no endpoint wants it.
     pub json: Option<String>,
-    pub told: Option<(Subject, bool)>,
+    pub told: Option<(Subject, Told)>,
 }
+
+/// A place in each stream of facts, in words that only its source reads. There is one stream with
+/// the number 0, or one for each partition.
+pub(super) type Position = Vec<(usize, String)>;
 
 /// One request, the same at each attempt.
 #[derive(Clone, PartialEq, Debug)]
