@@ -125,7 +125,7 @@ impl Server {
         let apps = Arc::new(AppRegistry::new(apps));
         let (fact_sink, facts) = fact_queue(FACTS_MAX);
         let are_logged = tracing::enabled!(target: webhooks::FACTS_LOG, tracing::Level::DEBUG);
-        let webhooks = Webhooks::start(webhooks, apps.clone(), facts).await;
+        let webhooks = Webhooks::start(webhooks, apps.clone(), facts, None).await;
         let webhooks = webhooks.map_err(StartError::Webhooks)?;
         let are_wanted = webhooks.as_ref().is_some_and(Webhooks::want_sessions);
         fact_sink.want_sessions(are_logged || are_wanted);

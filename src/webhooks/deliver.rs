@@ -429,7 +429,7 @@ fn jitter() -> f64 {
     f64::from(getrandom::u32().unwrap_or(u32::MAX / 2)) / f64::from(u32::MAX)
 }
 
-fn new_id() -> String {
+pub(super) fn new_id() -> String {
     // Two repeats of one id would be taken for one delivery: without randomness, time must do.
     let random = || getrandom::u64().unwrap_or_else(|_| now_ms());
     format!("{:016x}{:016x}", random(), random())

@@ -10,6 +10,7 @@
 //! [`deliver`] has the retries, [`queue`] the order. What is under way is in the store before it is
 //! sent: whatever ends the process, a delivery is repeated with the same bytes and the same id.
 
+mod cluster;
 mod deliver;
 mod dispatch;
 mod journal;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+pub use cluster::Places;
 pub use deliver::ID_HEADER;
 pub use settings::{Endpoint, Settings};
 pub use store::{Archive, Attempt, Delivery, Listed, State, StoreError};
@@ -33,6 +35,7 @@ use crate::backend::FactSink;
 use crate::model::Fact;
 use crate::transport::outbound::OutboundError;
 use crate::wire;
+use cluster::Cluster;
 use dispatch::{Dispatcher, End, Parts};
 use journal::Journal;
 use settle::Settler;
@@ -44,10 +47,15 @@ pub const FACTS_LOG: &str = "raptor::facts";
 
 /// Webhooks of a running server.
 pub struct Webhooks {
-    dispatcher: Dispatcher,
+    form: Form,
     endpoints: Arc<Vec<Endpoint>>,
     /// There with a directory.
     journal: Option<Arc<Journal>>,
+}
+
+enum Form {
+    Alone(Dispatcher),
+    OfMany(Cluster),
 }
 
 /// Why webhooks cannot be sent.
@@ -59,15 +67,26 @@ pub enum StartError {
 }
 
 impl Webhooks {
-    /// Reads `facts` from now on. With no endpoint they are logged and nothing else.
+    /// Reads `facts` from now on. With no endpoint they are logged and nothing else. `places` is
+    /// there where several nodes are one.
     pub async fn start(
         settings: Settings,
         apps: Arc<AppRegistry>,
         facts: mpsc::Receiver<Fact>,
+        places: Option<Arc<dyn Places>>,
     ) -> Result<Option<Self>, StartError> {
         if settings.endpoints.is_empty() {
             tokio::spawn(log_facts(facts));
             return Ok(None);
+        }
+        if let Some(places) = places {
+            let parts = Parts::new(settings, apps)?;
+            let endpoints = parts.endpoints.clone();
+            return Ok(Some(Self {
+                form: Form::OfMany(Cluster::start(parts, places, facts)),
+                endpoints,
+                journal: None,
+            }));
         }
         let local = Local::open(&settings).map_err(StartError::Store)?;
         let store: Arc<dyn Store> = Arc::new(local);
@@ -103,7 +122,7 @@ impl Webhooks {
             end(journal.as_deref()),
         );
         Ok(Some(Self {
-            dispatcher: dispatcher.await,
+            form: Form::Alone(dispatcher.await),
             endpoints,
             journal,
         }))
@@ -132,8 +151,10 @@ impl Webhooks {
 
     /// To be called when everybody has left.
     pub async fn stop(self) {
-        let end = end(self.journal.as_deref());
-        self.dispatcher.stop(end).await;
+        match self.form {
+            Form::Alone(dispatcher) => dispatcher.stop(end(self.journal.as_deref())).await,
+            Form::OfMany(cluster) => cluster.stop().await,
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! first sent.
 
 mod local;
+pub(super) mod shared;
 
 use std::fmt;
 use std::sync::Arc;
@@ -164,6 +165,12 @@ pub(super) struct Lost {
 
 #[derive(Clone, Debug)]
 pub struct StoreError(pub(super) Arc<str>);
+
+impl StoreError {
+    pub fn new(text: &str) -> Self {
+        Self(text.into())
+    }
+}
 
 impl std::error::Error for StoreError {}
 
