@@ -1,7 +1,7 @@
 //! Raptor beside Faye on Node, in one run, taking turns: one channel with many subscribers, over
 //! WebSocket and over long-polling.
 //!
-//! `cargo bench --bench faye [-- ROUNDS]`, after `compat-tests/run` has installed Faye.
+//! `cargo bench --bench faye [-- ROUNDS [PART…]]` (`websocket`, `polling`, `rates`), after `compat-tests/run` has installed Faye.
 //!
 //! - saturation: 16 publishes in flight over HTTP, 256 bytes each, for some seconds; deliveries
 //!   per second until the last has arrived, and CPU time of the server for each;
@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use support::{Http, Server, WebSocket};
 use tokio::sync::Semaphore;
 
+const PARTS: [&str; 3] = ["websocket", "polling", "rates"];
 const MOUNT: &str = "/faye";
 const DATA_BYTES: usize = 256;
 const IN_FLIGHT: usize = 16;
@@ -38,11 +39,21 @@ fn main() {
         .enable_all()
         .build()
         .unwrap();
+    let parts: Vec<String> = std::env::args()
+        .filter(|arg| PARTS.contains(&&**arg))
+        .collect();
+    let wants = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
     runtime.block_on(async {
-        saturate("WebSocket", Transport::WebSocket, SOCKETS, rounds).await;
-        saturate("long-polling", Transport::LongPolling, POLLERS, rounds).await;
-        for rate in RATES {
-            pace(rate, rounds).await;
+        if wants("websocket") {
+            saturate("WebSocket", Transport::WebSocket, SOCKETS, rounds).await;
+        }
+        if wants("polling") {
+            saturate("long-polling", Transport::LongPolling, POLLERS, rounds).await;
+        }
+        if wants("rates") {
+            for rate in RATES {
+                pace(rate, rounds).await;
+            }
         }
     });
 }

@@ -129,6 +129,8 @@ pub struct Limits {
     pub user_id_chars_max: usize,
     /// Per connection.
     pub client_events_per_sec_max: usize,
+    /// Of the application; an event counts once for each of its channels.
+    pub backend_events_per_sec_max: Option<NonZeroUsize>,
     pub watchlist_ids_max: usize,
     pub cache_ttl: Duration,
 }
@@ -150,6 +152,7 @@ impl Default for Limits {
             user_info_bytes_max: 1_024,
             user_id_chars_max: 128,
             client_events_per_sec_max: 10,
+            backend_events_per_sec_max: None,
             watchlist_ids_max: 100,
             cache_ttl: Duration::from_secs(1_800),
         }

@@ -2,19 +2,26 @@
 
 pub mod log;
 mod trigger;
+mod webhooks;
 pub mod welcome;
 
-use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use raptor::config::{Problem, Site, Sited, Written, WrittenFile};
+use raptor::webhooks::State;
 
 pub use trigger::Trigger;
+pub use webhooks::{Webhooks, Wish};
 
 /// What `raptor` is asked to do.
 pub enum Command {
     Serve(Result<Written, Problem>),
     Check(Result<Written, Problem>),
     Trigger(Trigger),
+    /// The directory as given, or else the configuration that names it.
+    Webhooks(Result<PathBuf, Result<Written, Problem>>, Wish),
 }
 
 impl Command {
@@ -38,6 +45,17 @@ impl Command {
                 data: args.data,
                 socket_id: args.socket_id,
             }),
+            CliCommand::Webhooks(args) => {
+                let store = match args.dir {
+                    Some(dir) => Ok(PathBuf::from(dir)),
+                    None => Err(Settings {
+                        config: args.config,
+                        ..Settings::default()
+                    }
+                    .written(variable)),
+                };
+                Self::Webhooks(store, args.command.into_wish())
+            }
         }
     }
 }
@@ -101,9 +119,15 @@ enum CliCommand {
     /// Works against Raptor and against hosted Pusher. Prints the server's answer; the exit code
     /// is 1 if the server refuses the event or cannot be reached within 10 seconds.
     Trigger(TriggerArgs),
+    /// List, show and replay webhook deliveries and dead letters
+    ///
+    /// Reads the directory that the configuration names as `dir` in [webhooks], beside the running
+    /// server or after it. A running server sends what is to be replayed within about a second,
+    /// any other when it starts.
+    Webhooks(WebhooksArgs),
 }
 
-#[derive(Args)]
+#[derive(Args, Default)]
 struct Settings {
     /// TOML file with apps, limits and everything else [env: RAPTOR_CONFIG]
     #[arg(long, value_name = "FILE")]
@@ -128,6 +152,66 @@ struct Settings {
     /// How to log: text, or json with one object a line [env: RAPTOR_LOG_FORMAT] [default: text]
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<String>,
+}
+
+#[derive(Args)]
+struct WebhooksArgs {
+    #[command(subcommand)]
+    command: WebhooksCommand,
+    /// TOML file of the server [env: RAPTOR_CONFIG]
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<String>,
+    /// The directory itself, in place of a configuration that names it
+    #[arg(long, value_name = "DIR", global = true)]
+    dir: Option<String>,
+}
+
+#[derive(Subcommand)]
+enum WebhooksCommand {
+    /// Print the newest deliveries, one a line
+    List {
+        /// Only those in this state
+        #[arg(long)]
+        state: Option<StateName>,
+        /// At most so many
+        #[arg(long, value_name = "COUNT", default_value_t = 50)]
+        limit: usize,
+    },
+    /// Print a delivery with its attempts, and its body if that was kept
+    Show { id: String },
+    /// Send deliveries again: with the same id and events, but a new time and signature
+    Replay {
+        #[arg(required_unless_present = "dead")]
+        ids: Vec<String>,
+        /// Every dead letter
+        #[arg(long, conflicts_with = "ids")]
+        dead: bool,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum StateName {
+    Pending,
+    Delivered,
+    Dead,
+}
+
+impl WebhooksCommand {
+    fn into_wish(self) -> Wish {
+        match self {
+            Self::List { state, limit } => Wish::List {
+                state: state.map(|state| match state {
+                    StateName::Pending => State::Pending,
+                    StateName::Delivered => State::Delivered,
+                    StateName::Dead => State::Dead,
+                }),
+                deliveries_max: limit,
+            },
+            Self::Show { id } => Wish::Show(id),
+            Self::Replay { dead: true, .. } => Wish::ReplayDead,
+            Self::Replay { ids, .. } => Wish::Replay(ids),
+        }
+    }
 }
 
 #[derive(Args)]

@@ -9,17 +9,20 @@ mod problem;
 mod section;
 #[cfg(test)]
 mod tests;
+mod webhooks;
 mod written;
 
 pub use problem::{Problem, Problems, Site};
 pub use written::{Sited, Written, WrittenFile};
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use crate::apps::{App, AppKey, Features, Limits};
 use crate::auth::Secret;
 use crate::model::AppId;
+use crate::transport::peer::{Network, TrustedProxies};
 
 /// A configuration that can be used as it is.
 #[derive(Clone, Debug)]
@@ -30,6 +33,7 @@ pub struct Config {
     pub apps: Vec<App>,
     /// For each app what it says about Bayeux. Mounts are distinct.
     pub bayeux: Vec<(AppId, crate::bayeux::Settings)>,
+    pub webhooks: crate::webhooks::Settings,
     /// What is allowed, but probably not meant.
     pub warnings: Vec<Problem>,
 }
@@ -38,6 +42,8 @@ pub struct Config {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServerSettings {
     pub listen: SocketAddr,
+    /// Where Prometheus reads, if anywhere.
+    pub metrics_listen: Option<SocketAddr>,
     /// Empty, or starting with a slash and not ending with one. Everything is served below it as
     /// well as without it.
     pub path_prefix: String,
@@ -55,6 +61,12 @@ pub struct ServerSettings {
     pub request_body_bytes_max: usize,
     /// One WebSocket message from a client.
     pub inbound_message_bytes_max: usize,
+    /// Of one IPv4 address, or of one IPv6 network of 64 bits.
+    pub connections_per_address_max: Option<NonZeroUsize>,
+    /// Believed when they say for whom they ask.
+    pub trusted_proxies: TrustedProxies,
+    /// What may wait for all connections together.
+    pub outbox_bytes_total_max: usize,
     /// What may wait for one slow connection before 4100.
     pub outbox_bytes_max: usize,
 }
@@ -81,6 +93,7 @@ impl Config {
             log: LogSettings::default(),
             apps: vec![development_app()],
             bayeux: vec![development_bayeux()],
+            webhooks: Default::default(),
             warnings: Vec::new(),
         }
     }
@@ -90,6 +103,7 @@ impl Default for ServerSettings {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 6001)),
+            metrics_listen: None,
             path_prefix: String::new(),
             activity_timeout: Duration::from_secs(120),
             pong_timeout: Duration::from_secs(30),
@@ -99,6 +113,13 @@ impl Default for ServerSettings {
             assume_protocol: None,
             request_body_bytes_max: 1_048_576,
             inbound_message_bytes_max: 65_536,
+            connections_per_address_max: None,
+            trusted_proxies: TrustedProxies(
+                (LOOPBACK.iter())
+                    .filter_map(|network| Network::parse(network))
+                    .collect(),
+            ),
+            outbox_bytes_total_max: 1_073_741_824,
             outbox_bytes_max: 1_048_576,
         }
     }
@@ -112,6 +133,9 @@ impl Default for LogSettings {
         }
     }
 }
+
+/// A proxy on the same machine is trusted unless the configuration says otherwise.
+const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1"];
 
 /// The development app's credentials. Everybody knows them, so that they are refused on every
 /// address that is not loopback.

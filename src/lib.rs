@@ -8,6 +8,7 @@
 //! | [`wire`] | text ↔ typed message, for each wire format; pure |
 //! | [`auth`] | sign and verify, in constant time |
 //! | [`apps`] | the applications: keys, switches, limits |
+//! | [`metrics`] | what is counted, and how it is printed for Prometheus |
 //! | [`hub`] | who is subscribed on this node; hands events over to their outboxes |
 //! | [`transport`] | how bytes reach peers: the WebSocket loop, sessions that outlive a connection, bits of HTTP |
 //! | [`backend`] | makes the hubs of all nodes one; the seam is one trait |
@@ -15,6 +16,7 @@
 //! | [`pusher`] | front end: `/app/:key` |
 //! | [`bayeux`] | front end: what Faye and CometD clients speak |
 //! | [`rest`] | front end: the signed HTTP API, `/apps/:id/…` |
+//! | [`webhooks`] | tells applications what happened: damping, batches, retries, the log of it |
 //! | [`config`] | what the user wrote → a valid `Config` |
 //! | [`server`] | assembly: build everything, the URL table, listen, drain |
 //!
@@ -50,6 +52,11 @@
 //!   is behind one trait, [`transport::websocket::Conversation`].
 //! - `Backend::join` adds to the hub itself, instead of asking for it before and after: the order
 //!   of "who was first" is decided where the subscriber becomes visible.
+//! - Sockets are not written to by their own tasks but by few tasks that write to one after the
+//!   other ([`transport::writer`]): while they are on their round, what is published gathers, and
+//!   the busier the server, the more frames go out with one system call.
+//! - WebSocket frames are read and written by [`wire::websocket`], not by a library: an idle
+//!   connection needs no buffer, and writing needs no owner of the whole stream.
 //! - A user's sign-ins, and who watches them, are channels that no client can name. Online state,
 //!   watchlists and terminating a user need nothing beyond what channels can do, on any backend.
 
@@ -61,6 +68,7 @@ pub mod server;
 pub mod bayeux;
 pub mod pusher;
 pub mod rest;
+pub mod webhooks;
 
 pub mod broker;
 
@@ -72,6 +80,7 @@ pub mod hub;
 
 pub mod apps;
 pub mod auth;
+pub mod metrics;
 pub mod wire;
 
 pub mod model;

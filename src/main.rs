@@ -8,9 +8,9 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use raptor::config::{Config, Problem, Problems, Written};
-use raptor::server::Server;
+use raptor::server::{Server, StartError};
 
-use cli::Command;
+use cli::{Command, Webhooks, Wish};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -18,6 +18,8 @@ async fn main() -> ExitCode {
         Command::Serve(settings) => serve(settings).await,
         Command::Check(settings) => check(settings),
         Command::Trigger(event) => event.send().await.map(print),
+        Command::Webhooks(Ok(dir), wish) => Webhooks { dir, wish }.run().map(print),
+        Command::Webhooks(Err(settings), wish) => webhooks(settings, wish),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -36,11 +38,18 @@ async fn serve(settings: Result<Written, Problem>) -> Result<(), String> {
         tracing::warn!("{}: {}; {}", warning.site, warning.what, warning.mend);
     }
     let cannot_listen = |error| format!("cannot listen on {}: {error}", config.server.listen);
+    let cannot_start = |error| match error {
+        StartError::Listen(error) => cannot_listen(error),
+        StartError::Webhooks(error) => error.to_string(),
+    };
     // Asked for before anybody can know of the server, so that no signal ends it unprepared.
     let shutdown = shutdown_signal().map_err(|error| format!("cannot await signals: {error}"))?;
-    let server = Server::start(config.clone()).await.map_err(cannot_listen)?;
+    let server = Server::start(config.clone()).await.map_err(cannot_start)?;
     let address = server.address().map_err(cannot_listen)?;
     print(cli::welcome::text(address, &config));
+    if let Some(address) = server.metrics_address().map_err(cannot_listen)? {
+        print(format!("\nMetrics are at http://{address}/metrics"));
+    }
     server.run_until(shutdown).await;
     Ok(())
 }
@@ -49,6 +58,13 @@ fn check(settings: Result<Written, Problem>) -> Result<(), String> {
     let config = read(settings)?;
     print(cli::welcome::summary(&config));
     Ok(())
+}
+
+fn webhooks(settings: Result<Written, Problem>, wish: Wish) -> Result<(), String> {
+    match read(settings)?.webhooks.dir {
+        Some(dir) => Webhooks { dir, wish }.run().map(print),
+        None => Err("webhooks are kept in memory only: name a `dir` in [webhooks]".to_owned()),
+    }
 }
 
 fn read(settings: Result<Written, Problem>) -> Result<Config, String> {

@@ -1,13 +1,16 @@
 //! Builds everything, listens, serves, drains.
 
+mod status;
+
 use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures_util::TryFutureExt;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -15,11 +18,11 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use warp::Filter;
+use warp::http::header::{CONNECTION, HeaderValue, RETRY_AFTER};
 use warp::http::{HeaderMap, Request, StatusCode, Uri};
 use warp::reply::Response;
 
@@ -27,13 +30,20 @@ use crate::apps::AppRegistry;
 use crate::backend::{Memory, fact_queue};
 use crate::broker::Broker;
 use crate::config::Config;
-use crate::hub::Hub;
-use crate::model::Fact;
+use crate::hub::{Hub, Load};
+use crate::metrics::{self, CUT_OFFS, CutOff, HTTP_ANSWERS, Page};
+use crate::model::AppId;
 use crate::model::ids::IdSource;
-use crate::transport::http::{Peer, text};
+use crate::transport::http::text;
+use crate::transport::peer::{Addresses, Peer, Room, Seat, TrustedProxies};
 use crate::transport::receipt::{Receipted, Receipts};
 use crate::transport::websocket::{self, is_websocket_request};
+use crate::transport::writer::Flushers;
+use crate::webhooks::{self, Webhooks};
 use crate::{bayeux, pusher, rest};
+
+pub use status::Status;
+use status::StatusListener;
 
 /// Facts that may wait for whoever tells the application.
 const FACTS_MAX: usize = 65_536;
@@ -52,6 +62,16 @@ pub struct Server {
     settings: HttpSettings,
     lives: Lives,
     shutdown_grace: Duration,
+    webhooks: Option<Webhooks>,
+    pub status: Arc<Status>,
+    status_listener: Option<StatusListener>,
+}
+
+/// Why a server cannot start.
+#[derive(Debug)]
+pub enum StartError {
+    Listen(std::io::Error),
+    Webhooks(webhooks::StartError),
 }
 
 /// What lives while the server runs.
@@ -67,28 +87,54 @@ struct Lives {
 struct HttpSettings {
     /// For the first request of a connection.
     head_timeout: Duration,
+    /// A peer that accepts nothing for this long is cut off.
+    write_timeout: Duration,
     /// Without a slash at its end; empty for none.
     path_prefix: Arc<str>,
+    trusted_proxies: Arc<TrustedProxies>,
+    addresses: Addresses,
 }
+
+/// In the extensions of a request whose address has as many connections as it may have.
+#[derive(Clone, Copy)]
+struct OneTooMany;
 
 impl Server {
     /// Listens from now on; serves once run.
-    pub async fn start(config: Config) -> std::io::Result<Self> {
+    pub async fn start(config: Config) -> Result<Self, StartError> {
         let Config {
             server: settings,
             apps,
             bayeux,
+            webhooks,
             ..
         } = config;
-        let listener = TcpListener::bind(settings.listen).await?;
+        let listener = TcpListener::bind(settings.listen).await;
+        let listener = listener.map_err(StartError::Listen)?;
+        let status_listener = match settings.metrics_listen {
+            Some(address) => {
+                let bound = StatusListener::bind(address).await;
+                Some(bound.map_err(StartError::Listen)?)
+            }
+            None => None,
+        };
         let lives = Lives::default();
+        let flushers = Arc::new(Flushers::start());
         let hub = Arc::new(Hub::new());
         let ids = Arc::new(IdSource::new(RandomState::new().hash_one(()) as u32));
+        let apps = Arc::new(AppRegistry::new(apps));
         let (fact_sink, facts) = fact_queue(FACTS_MAX);
-        tokio::spawn(log_facts(facts));
+        let are_logged = tracing::enabled!(target: webhooks::FACTS_LOG, tracing::Level::DEBUG);
+        let webhooks = Webhooks::start(webhooks, apps.clone(), facts).await;
+        let webhooks = webhooks.map_err(StartError::Webhooks)?;
+        let are_wanted = webhooks.as_ref().is_some_and(Webhooks::want_sessions);
+        fact_sink.want_sessions(are_logged || are_wanted);
+        let fact_sink = match &webhooks {
+            Some(webhooks) => webhooks.note(fact_sink),
+            None => fact_sink,
+        };
         let backend = Arc::new(Memory::new(hub.clone(), ids.clone(), fact_sink.clone()));
         let broker = Broker::new(hub, backend, fact_sink, ids);
-        let apps = Arc::new(AppRegistry::new(apps));
         let pusher = pusher::Front {
             broker: broker.clone(),
             apps: apps.clone(),
@@ -98,6 +144,7 @@ impl Server {
                 write_timeout: settings.write_timeout,
                 inbound_message_bytes_max: settings.inbound_message_bytes_max,
                 tasks: lives.tasks.clone(),
+                flushers: flushers.clone(),
             }),
             activity_timeout: settings.activity_timeout,
             assume_protocol: settings.assume_protocol,
@@ -109,13 +156,22 @@ impl Server {
             broker.clone(),
             settings.write_timeout,
             &lives.tasks,
+            &flushers,
         );
         let rest = rest::Front {
             broker: broker.clone(),
             apps,
             request_body_bytes_max: settings.request_body_bytes_max,
         };
+        let status = Arc::new(Status::default());
+        show(&status, broker.clone(), lives.tasks.clone());
+        tokio::spawn(watch_memory(
+            Arc::downgrade(&broker),
+            settings.outbox_bytes_total_max,
+        ));
         Ok(Self {
+            status,
+            status_listener,
             listener,
             broker,
             pusher: Arc::new(pusher),
@@ -123,10 +179,14 @@ impl Server {
             bayeux: Arc::new(bayeux),
             settings: HttpSettings {
                 head_timeout: settings.handshake_timeout,
+                write_timeout: settings.write_timeout,
                 path_prefix: settings.path_prefix.into(),
+                trusted_proxies: Arc::new(settings.trusted_proxies),
+                addresses: Addresses::new(settings.connections_per_address_max),
             },
             lives,
             shutdown_grace: settings.shutdown_grace,
+            webhooks,
         })
     }
 
@@ -134,9 +194,18 @@ impl Server {
         self.listener.local_addr()
     }
 
+    /// Of the listener of metrics, if there is one.
+    pub fn metrics_address(&self) -> std::io::Result<Option<SocketAddr>> {
+        let listener = self.status_listener.as_ref();
+        listener.map(StatusListener::address).transpose()
+    }
+
     /// Serves until `shutdown` is there. Then tells every connection to go elsewhere, lets
     /// requests finish, and waits for all to leave, but not longer than the configured grace.
-    pub async fn run_until(self, shutdown: impl Future<Output = ()>) {
+    pub async fn run_until(mut self, shutdown: impl Future<Output = ()>) {
+        if let Some(listener) = self.status_listener.take() {
+            tokio::spawn(listener.serve(self.status.clone()));
+        }
         tokio::select! {
             () = self.accept() => {}
             () = shutdown => {}
@@ -146,8 +215,11 @@ impl Server {
             broker,
             lives,
             shutdown_grace,
+            webhooks,
+            status,
             ..
         } = self;
+        status.stop();
         // First of all, so that nobody comes back to this server.
         drop(listener);
         broker.drain();
@@ -156,14 +228,24 @@ impl Server {
         if timeout(shutdown_grace, lives.tasks.wait()).await.is_err() {
             tracing::warn!("some connections did not leave in time");
         }
+        if let Some(webhooks) = webhooks {
+            if timeout(shutdown_grace, broker.all_have_left())
+                .await
+                .is_err()
+            {
+                tracing::warn!("some connections did not leave their channels in time");
+            }
+            webhooks.stop().await;
+        }
     }
 
     async fn accept(&self) {
         let (pusher, rest) = (self.pusher.clone(), self.rest.clone());
-        let routes = routes(pusher, rest, self.bayeux.clone());
+        let routes = routes(pusher, rest, self.bayeux.clone(), self.status.clone());
         loop {
             match self.listener.accept().await {
                 Ok((stream, address)) => {
+                    metrics::ACCEPTED.add(1);
                     let (settings, lives) = (self.settings.clone(), self.lives.clone());
                     let served = serve(stream, address, routes.clone(), settings, lives.stopping);
                     lives.tasks.spawn(served);
@@ -190,22 +272,44 @@ async fn serve<F>(
 {
     // An event is worth sending by itself; waiting for more is the outbox's business.
     let _ = stream.set_nodelay(true);
-    let peer = Peer {
-        address,
+    let direct = Peer {
+        address: address.ip().to_canonical(),
         secure: false,
     };
+    let HttpSettings {
+        trusted_proxies,
+        addresses,
+        ..
+    } = settings;
+    let seat = Seat::default();
+    if !trusted_proxies.contains(direct.address)
+        && seat.take(&addresses, direct.address) == Room::Crowded
+    {
+        return CUT_OFFS.count(CutOff::AddressConnections);
+    }
     let service = TowerToHyperService::new(warp::service(routes));
     let prefix = settings.path_prefix;
     let receipts = Receipts::default();
-    let stream = Receipted::new(stream, receipts.clone());
+    let stream = Receipted::new(
+        stream,
+        seat.clone(),
+        receipts.clone(),
+        settings.write_timeout,
+    );
     let has_asked = Arc::new(AtomicBool::new(false));
     let asks = has_asked.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         asks.store(true, Ordering::Relaxed);
+        let peer = trusted_proxies.peer(direct, request.headers());
+        if seat.take(&addresses, peer.address) != Room::Free {
+            CUT_OFFS.count(CutOff::AddressConnections);
+            request.extensions_mut().insert(OneTooMany);
+        }
         request.extensions_mut().insert(peer);
         request.extensions_mut().insert(receipts.clone());
         strip_prefix(&mut request, &prefix);
-        hyper::service::Service::call(&service, request)
+        let answer = hyper::service::Service::call(&service, request);
+        answer.inspect_ok(|answer| HTTP_ANSWERS.count(answer.status().as_u16()))
     });
     // A peer that shuts its side down has given its request up: a poll held for it ends at once.
     let served = http1::Builder::new()
@@ -223,6 +327,7 @@ async fn serve<F>(
             () = &mut head_is_due, if !was_due => {
                 was_due = true;
                 if !has_asked.load(Ordering::Relaxed) {
+                    CUT_OFFS.count(CutOff::HeadTimeout);
                     return tracing::debug!(%address, "no request in time");
                 }
             }
@@ -256,11 +361,27 @@ fn routes(
     pusher: Arc<pusher::Front>,
     rest: Arc<rest::Front>,
     bayeux: Arc<bayeux::Front>,
+    status: Arc<Status>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible, Future: Send> + Clone + Send + Sync {
     let pusher = warp::any().map(move || pusher.clone());
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let upgrade = warp::ext::optional::<OnUpgrade>();
 
+    let too_many = warp::ext::get::<OneTooMany>()
+        .and(warp::header::headers_cloned())
+        .and(upgrade)
+        .and(pusher.clone())
+        .map(|_, headers: HeaderMap, upgrade, front| {
+            if is_websocket_request(&headers) {
+                return pusher::too_many(front, &headers, upgrade);
+            }
+            let message = "Too many connections from this address";
+            let mut refusal = text(StatusCode::TOO_MANY_REQUESTS, message);
+            let headers = refusal.headers_mut();
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            refusal
+        });
     let app = warp::path!("app" / String)
         .and(warp::get())
         .and(query)
@@ -283,20 +404,119 @@ fn routes(
                 false => Err(warp::reject::not_found()),
             }
         });
+    let live = warp::path!("livez").and(warp::get()).map(Status::live);
+    let ready = warp::path!("readyz")
+        .and(warp::get())
+        .map(move || status.ready());
     let nobodys = warp::any().map(|| text(StatusCode::NOT_FOUND, "NOT FOUND"));
-    (app.or(bayeux::routes(bayeux)).unify())
+    (too_many.or(app).unify())
+        .or(bayeux::routes(bayeux))
+        .unify()
         .or(nobodys_websocket)
         .unify()
         .or(rest::routes(rest))
+        .unify()
+        .or(live)
+        .unify()
+        .or(ready)
         .unify()
         .or(nobodys)
         .unify()
 }
 
-/// Until something else reads them, facts go to the log, without what they carry.
-async fn log_facts(mut facts: mpsc::Receiver<Fact>) {
-    while let Some(fact) = facts.recv().await {
-        let Fact { channel, kind, .. } = fact;
-        tracing::debug!(target: "raptor::facts", app = %channel.app, channel = %channel.name, "{}", kind.name());
+/// Looks at what waits for all connections, the more often the more it is. Ends with the broker.
+async fn watch_memory(broker: Weak<Broker>, outbox_bytes_max: usize) {
+    let mut waiting = 0;
+    loop {
+        let interval_ms = if waiting > outbox_bytes_max / 2 {
+            50
+        } else {
+            1000
+        };
+        sleep(Duration::from_millis(interval_ms)).await;
+        let Some(broker) = broker.upgrade() else {
+            return;
+        };
+        waiting = broker.relieve(outbox_bytes_max);
+    }
+}
+
+/// What the channel model can tell when somebody asks.
+fn show(status: &Status, broker: Arc<Broker>, tasks: TaskTracker) {
+    status.show(move |page| {
+        let name = "raptor_connections";
+        page.family(
+            name,
+            "gauge",
+            "Connections of Pusher clients and sessions of Bayeux clients.",
+        );
+        let connections = broker.connections().into_iter();
+        per_app(
+            page,
+            name,
+            connections.map(|(app, count)| (app, count as u64)),
+        );
+        let loads = broker.loads();
+        for (name, help, pick) in [
+            (
+                "raptor_subscriptions",
+                "Subscriptions to channels on this node.",
+                (|load| load.subscriptions) as fn(&Load) -> u64,
+            ),
+            (
+                "raptor_channels",
+                "Channels with subscribers on this node.",
+                |load| load.channels,
+            ),
+        ] {
+            page.family(name, "gauge", help);
+            per_app(
+                page,
+                name,
+                loads.iter().map(|(app, load)| (app.clone(), pick(load))),
+            );
+        }
+        page.gauge(
+            "raptor_outbox_bytes",
+            "What waits for slow connections; an event that several wait for counts as often.",
+            broker.outbox_bytes() as f64,
+        );
+        page.gauge(
+            "raptor_open_connections",
+            "Connections open on the listeners, whatever they are used for.",
+            tasks.len() as f64,
+        );
+        let tasks = tokio::runtime::Handle::try_current();
+        let tasks = tasks.map_or(0, |runtime| runtime.metrics().num_alive_tasks());
+        page.gauge(
+            "raptor_tasks",
+            "Tasks of the asynchronous runtime.",
+            tasks as f64,
+        );
+    });
+}
+
+/// One sample for each app, the largest first; beyond so many they are one.
+fn per_app(page: &mut Page, name: &str, values: impl Iterator<Item = (AppId, u64)>) {
+    let mut values: Vec<_> = values.collect();
+    values.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    let others = values.split_off(values.len().min(metrics::APP_LABELS_MAX));
+    for (app, value) in values {
+        page.sample(name, &[("app", app.as_str())], value as f64);
+    }
+    if !others.is_empty() {
+        let sum: u64 = others.iter().map(|(_, value)| value).sum();
+        page.sample(name, &[("app", metrics::OTHER_APPS)], sum as f64);
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Listen(error) => error.fmt(f),
+            Self::Webhooks(error) => error.fmt(f),
+        }
     }
 }

@@ -96,4 +96,52 @@ describe('chosen', { concurrency: true, timeout: 90_000 }, () => {
     await until(async () => got.push(...(await messagesFor(session))), 'the event');
     assert.deepEqual(got, [{ channel: '/private/room', data: 1, ext: { event: 'e' } }]);
   });
+
+  test('in untyped style every name is an ordinary one, and private channels of Pusher clients stay theirs', async () => {
+    const { server, application } = await startBridge({ bayeux: { style: 'untyped', client_publish: 'open' } });
+    const session = await handshake(server.url);
+    const names = ['/private/room', '/presence/room', '/private-room', '/presence-room', '/public-room'];
+    for (const name of names) assert.equal((await session.subscribe(name)).successful, true, name);
+    assert.equal((await session.subscribe('/**')).successful, true);
+    await application.calls.trigger(['private-room', 'presence-room'], 'e', 'secret');
+    for (const name of names) assert.equal((await session.publish(name, name)).successful, true, name);
+    const got = [];
+    await until(async () => got.push(...(await messagesFor(session))) >= names.length, 'all messages');
+    assert.deepEqual(got, names.map((name) => ({ channel: name, data: name })));
+  });
+
+  test('the name of an event may stand in the data', async () => {
+    const { server, application } = await startBridge({ bayeux: { event_in: 'data', client_publish: 'open' } });
+    const session = await handshake(server.url);
+    await session.subscribe('/cache-room');
+    await application.calls.trigger('cache-room', 'new-msg', { a: 1 });
+    await application.calls.trigger('cache-room', 'message', { a: 2 });
+    await session.publish('/cache-room', 'plain');
+    await session.publish('/cache-room', 'named', { ext: { event: 'typing' } });
+    const got = [];
+    await until(async () => got.push(...(await messagesFor(session))) >= 4, 'all messages');
+    assert.deepEqual(got.map(({ data, ext }) => [data, ext]), [
+      [{ event: 'new-msg', data: { a: 1 } }, undefined], [{ a: 2 }, undefined], ['plain', undefined], [{ event: 'client-typing', data: 'named' }, undefined],
+    ]);
+  });
+
+  test('a client that does nothing but wait is told to go, one that does something stays', async () => {
+    const server = await startBayeux({ bayeux: { inactivity_secs: 2 } });
+    const [idle, busy] = [await handshake(server.url), await handshake(server.url)];
+    const start = Date.now();
+    let isOver = false;
+    const work = (async () => {
+      const errors = [];
+      while (!isOver) {
+        errors.push((await busy.publish('/work', 1)).error, (await busy.connect(200))[0].error);
+      }
+      return errors.filter((error) => error !== undefined);
+    })();
+    const [told] = await idle.connect();
+    assert.deepEqual([told.successful, told.advice.reconnect], [true, 'none']);
+    assert.ok(Date.now() - start >= 2_000 && Date.now() - start < 6_000, `told after ${Date.now() - start} ms`);
+    isOver = true;
+    assert.deepEqual(await work, []);
+    assert.match((await idle.connect(0))[0].error, /^401:/);
+  });
 });

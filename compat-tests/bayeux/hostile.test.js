@@ -2,6 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
+import { connect } from 'node:net';
 import { describe, test } from 'node:test';
 
 import { QUIET_MS, sleep, until } from '../support/events.js';
@@ -212,6 +213,34 @@ describe('limits', { timeout: 60_000 }, () => {
     const before = residentBytes(server.pid);
     await flood();
     assert.ok(residentBytes(server.pid) < before + 16 * 2 ** 20, `${before} bytes, then ${residentBytes(server.pid)}`);
+  });
+
+  test('bodies that never end are given up, and of many event streams of a session only the newest is kept', async () => {
+    const server = await startBayeux();
+    const open = (head) => {
+      const socket = connect(server.port, '127.0.0.1').on('error', () => {});
+      socket.text = '';
+      socket.on('data', (data) => { socket.text += data; });
+      socket.write(`${head}\r\nHost: test\r\n`);
+      return socket;
+    };
+    const slow = Array.from({ length: 50 }, () => open('POST /faye HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 100000'));
+    for (const socket of slow) socket.write('\r\n[');
+    const dripping = setInterval(() => slow.forEach((socket) => socket.writable && socket.write(' ')), 1_000);
+
+    const session = await handshake(server.url);
+    await session.subscribe('/stream');
+    const streams = Array.from({ length: 100 }, () => open(`GET /faye/${session.clientId} HTTP/1.1\r\nAccept: text/event-stream`));
+    for (const socket of streams) socket.write('\r\n');
+    await until(() => streams.filter(({ closed }) => closed).length === streams.length - 1, 'all streams but one are over');
+    await post(server.url, { channel: '/stream', data: 'one' });
+    await until(() => streams.some(({ text }) => text.includes('"one"')), 'the message');
+    assert.equal(streams.filter(({ text }) => text.includes('"one"')).length, 1);
+
+    await until(() => slow.every(({ closed }) => closed), 'the slow are over', 45_000);
+    clearInterval(dripping);
+    assert.ok(slow.every(({ text }) => text.startsWith('HTTP/1.1 400 ')));
+    for (const socket of streams) socket.destroy();
   });
 
   test('patterns can be switched off', async () => {

@@ -60,6 +60,26 @@ describe('the application says who may do what', { concurrency: true, timeout: 6
     });
   }
 
+  test('some channels need no JWT, and a pattern that shows more than those does', async () => {
+    const { server, world, client } = await start({ client_publish: 'open', jwt_secret: SECRET, jwt_exempt: ['/lobby', '/open/**'] });
+    for (const free of ['/lobby', '/open/a', '/open/a/b', '/open/*', '/open/a/**']) await world.subscribe(client, free);
+    await world.publish(client, '/open/a', 1);
+    for (const guarded of ['/lobby/x', '/open', '/**', '/*', '/opening/x']) assert.deepEqual(await refusal(world.subscribe(client, guarded)), [null, 'Invalid signature'], guarded);
+    assert.deepEqual(await refusal(world.publish(client, '/open', 1)), [null, 'Invalid signature']);
+    const session = await handshake(server.url);
+    assert.equal((await session.subscribe(['/lobby', '/open/a'])).successful, true);
+    assert.equal((await session.subscribe(['/lobby', '/other'])).error, 'Invalid signature');
+    world.close();
+  });
+
+  test('a channel that needs no JWT is not for everybody if it is private', async () => {
+    const { server } = await start({ jwt_secret: SECRET, jwt_exempt: ['/**'] });
+    const session = await handshake(server.url);
+    assert.equal((await session.subscribe('/private/x')).error, '403:/private/x:Authentication required');
+    assert.equal((await session.subscribe('/x')).successful, true);
+    assert.equal((await session.publish('/x', 1)).successful, true);
+  });
+
   test('a JWT is for its channel and its client', async () => {
     const part = (value) => Buffer.from(JSON.stringify(value)).toString('base64url');
     const sign = (claims, { alg = 'HS256', secret = SECRET } = {}) => {

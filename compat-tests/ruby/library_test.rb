@@ -3,6 +3,7 @@
 require "json"
 require "minitest/autorun"
 require "pusher"
+require "stringio"
 require "tempfile"
 require "timeout"
 
@@ -135,5 +136,19 @@ class LibraryTest < Minitest::Test
     end
     sessions = pusher.sync_http_client.instance_variable_get(:@session_manager).instance_variable_get(:@sess_pool)
     assert_equal 1, sessions.values.sum(&:length)
+  end
+
+  # What webhooks/events.test.js has compared with what Raptor sends, in the gem's own checker.
+  def test_webhooks_pass_the_checker
+    vectors("webhooks")["webhooks"].each do |vector|
+      request = Struct.new(:env, :body) do
+        def media_type = "application/json"
+        def content_type = media_type
+      end
+      env = { "HTTP_X_PUSHER_KEY" => APP["key"], "HTTP_X_PUSHER_SIGNATURE" => vector["signature"] }
+      webhook = client.webhook(request.new(env, StringIO.new(vector["body"])))
+      assert webhook.valid?
+      assert_equal JSON.parse(vector["body"])["events"], webhook.events.map { |event| event.transform_keys(&:to_s) }
+    end
   end
 end

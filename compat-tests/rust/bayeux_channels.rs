@@ -333,6 +333,35 @@ async fn a_user_whose_client_vanished_leaves_in_time_and_may_come_back() {
 }
 
 #[tokio::test]
+async fn a_user_who_subscribes_after_a_silence_is_there_once() {
+    let server = serve_with(|bayeux, _| {
+        bayeux.limits.hold = Duration::from_millis(300);
+        bayeux.limits.presence_grace = Duration::from_millis(500);
+    })
+    .await;
+    let (watcher, silent) = (server.session().await, server.session().await);
+    let proof = watcher.signed("presence-room", Some(r#"{"user_id":"w"}"#));
+    watcher.subscribe_with("/presence/room", proof).await;
+    for _ in 0..8 {
+        assert_eq!(watcher.poll(300).await, [] as [Value; 0]);
+    }
+    let proof = silent.signed("presence-room", Some(r#"{"user_id":"s"}"#));
+    let reply = silent.subscribe_with("/presence/room", proof).await;
+    assert_eq!(reply["ext"]["presence"]["count"], 2, "{reply}");
+    silent.poll(0).await;
+    let goodbye = json!({"channel": "/meta/disconnect", "clientId": silent.id});
+    server.ask(goodbye).await;
+    let mut seen = watcher.poll(300).await;
+    seen.extend(watcher.poll(300).await);
+    let count = &seen.last().unwrap()["data"];
+    assert_eq!(
+        *count,
+        json!({"event": "leave", "user_id": "s", "count": 1})
+    );
+    assert_eq!(seen.len() % 2, 0, "as many leaves as joins: {seen:?}");
+}
+
+#[tokio::test]
 async fn a_user_signs_in_and_receives_what_is_sent_to_it() {
     let server = serve().await;
     let session = server.session().await;

@@ -24,6 +24,7 @@ export const TEST_APP = Object.freeze(JSON.parse(readFileSync(new URL('./test-ap
  * @param {object|null} [options.config] keys of the configuration file, laid over `{listen: '127.0.0.1:0', apps: [TEST_APP]}`; `null`: no file
  * @param {string[]} [options.args] further arguments
  * @param {object} [options.env] further environment variables
+ * @param {string[]} [options.at] arguments that say where to listen, when it is started again
  * @returns {Promise<Raptor>} rejects with what the server wrote if it ends instead of listening
  *
  * @typedef {object} Raptor
@@ -35,13 +36,13 @@ export const TEST_APP = Object.freeze(JSON.parse(readFileSync(new URL('./test-ap
  * @property {(signal?: string) => Promise<{code: number|null, signal: string|null}>} stop sends SIGTERM unless told otherwise, then waits for the end
  * @property {(signal?: string) => Promise<Raptor>} restart stops it and starts the same configuration on the same port
  */
-export async function startRaptor({ config = {}, args = [], env = {} } = {}) {
-  const program = launch({ config: config && { listen: '127.0.0.1:0', apps: [TEST_APP], ...config }, args, env });
+export async function startRaptor({ config = {}, args = [], env = {}, at = [] } = {}) {
+  const program = launch({ config: config && { listen: '127.0.0.1:0', apps: [TEST_APP], ...config }, args: [...args, ...at], env });
   const port = await program.listening;
 
   async function restart(signal) {
     await program.stop(signal);
-    return startRaptor({ config, args: [...args, '--listen', `127.0.0.1:${port}`], env });
+    return startRaptor({ config, args, env, at: ['--listen', `127.0.0.1:${port}`] });
   }
   return { port, url: `http://127.0.0.1:${port}`, pid: program.pid, stdout: program.stdout, stderr: program.stderr, stop: program.stop, restart };
 }

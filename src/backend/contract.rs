@@ -468,7 +468,7 @@ impl Cluster {
     /// The names of what was stated so far.
     fn facts(&mut self) -> Vec<&'static str> {
         std::iter::from_fn(|| self.facts.try_recv().ok())
-            .map(|fact| fact.kind.name())
+            .map(|fact| fact.name())
             .collect()
     }
 }

@@ -1,44 +1,162 @@
 //! The way of facts to whoever tells the application.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc;
 
-use crate::model::{ChannelId, Fact, FactKind};
+use crate::model::{
+    AppId, ChannelFact, ChannelId, Fact, FactKind, SessionFact, SessionFactKind, SocketId,
+};
 
 /// One bounded queue; what does not fit is counted and dropped, so that a slow reader delays no
 /// client.
 pub fn fact_queue(facts_max: usize) -> (FactSink, mpsc::Receiver<Fact>) {
     let (queue, facts) = mpsc::channel(facts_max);
-    let dropped = Arc::default();
-    (FactSink { queue, dropped }, facts)
+    let sink = FactSink {
+        queue,
+        wants_sessions: Arc::default(),
+        dropped: Arc::default(),
+        note: None,
+    };
+    (sink, facts)
 }
 
 #[derive(Clone)]
 pub struct FactSink {
     queue: mpsc::Sender<Fact>,
+    wants_sessions: Arc<AtomicBool>,
     dropped: Arc<AtomicU64>,
+    note: Option<Note>,
 }
 
+/// Does not wait for anything.
+type Note = Arc<Mutex<dyn FnMut(&Fact) + Send>>;
+
 impl FactSink {
+    /// `note` sees each fact before anybody else does, in the order of the queue.
+    pub fn noted_by(self, note: impl FnMut(&Fact) + Send + 'static) -> Self {
+        let note: Note = Arc::new(Mutex::new(note));
+        Self {
+            note: Some(note),
+            ..self
+        }
+    }
+
     /// States the fact, unless the channel is one that applications are not told about.
     pub fn state(&self, channel: &ChannelId, kind: FactKind) {
         if !channel.name.is_reported() {
             return;
         }
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
-        let fact = Fact {
+        self.send(Fact::Channel(ChannelFact {
             channel: channel.clone(),
             kind,
-            at_ms: since_1970.map_or(0, |d| d.as_millis() as u64),
-        };
-        if self.queue.try_send(fact).is_err() {
-            let dropped = 1 + self.dropped.fetch_add(1, Ordering::Relaxed);
-            if dropped.is_power_of_two() {
-                tracing::warn!(dropped, "facts do not fit into their queue");
-            }
+            at_ms: now_ms(),
+        }));
+    }
+
+    /// Whether facts about sessions are stated from now on. At first they are not: one comes with
+    /// every publish, and most servers have nobody who would read it.
+    pub fn want_sessions(&self, wanted: bool) {
+        self.wants_sessions.store(wanted, Ordering::Relaxed);
+    }
+
+    /// States what `kind` makes, if anybody wants it. Half of the queue is kept for the facts about
+    /// channels: those must not be lost because clients publish fast.
+    pub fn state_session(
+        &self,
+        app: &AppId,
+        session: Option<SocketId>,
+        kind: impl FnOnce() -> SessionFactKind,
+    ) {
+        if !self.wants_sessions.load(Ordering::Relaxed) {
+            return;
         }
+        if self.queue.capacity() <= self.queue.max_capacity() / 2 {
+            return self.count_dropped();
+        }
+        self.send(Fact::Session(SessionFact {
+            app: app.clone(),
+            session,
+            kind: kind(),
+            at_ms: now_ms(),
+        }));
+    }
+
+    fn send(&self, fact: Fact) {
+        let sent = match &self.note {
+            None => self.queue.try_send(fact).is_ok(),
+            Some(note) => {
+                let mut note = note.lock().unwrap_or_else(PoisonError::into_inner);
+                let place = self.queue.try_reserve();
+                place.is_ok_and(|place| {
+                    note(&fact);
+                    place.send(fact);
+                    true
+                })
+            }
+        };
+        if !sent {
+            self.count_dropped();
+        }
+    }
+
+    fn count_dropped(&self) {
+        let dropped = 1 + self.dropped.fetch_add(1, Ordering::Relaxed);
+        if dropped.is_power_of_two() {
+            tracing::warn!(dropped, "facts do not fit into their queue");
+        }
+    }
+}
+
+fn now_ms() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+    since_1970.map_or(0, |d| d.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ChannelName;
+
+    fn names(facts: &mut mpsc::Receiver<Fact>) -> Vec<&'static str> {
+        let stated = std::iter::from_fn(|| facts.try_recv().ok());
+        stated.map(|fact| fact.name()).collect()
+    }
+
+    #[test]
+    fn facts_about_sessions_are_not_even_made_unless_somebody_wants_them() {
+        let (sink, mut facts) = fact_queue(10);
+        let app = AppId::new("1");
+        sink.state_session(&app, None, || panic!("nobody wants it"));
+        sink.want_sessions(true);
+        sink.state_session(&app, None, || SessionFactKind::Handshake);
+        sink.want_sessions(false);
+        sink.state_session(&app, None, || panic!("nobody wants it any more"));
+        assert_eq!(names(&mut facts), ["handshake"]);
+    }
+
+    #[test]
+    fn facts_about_sessions_leave_room_for_those_about_channels() {
+        let (sink, mut facts) = fact_queue(4);
+        sink.want_sessions(true);
+        let app = AppId::new("1");
+        let room = ChannelId::new(&app, &ChannelName::parse("room", 164).unwrap());
+        for _ in 0..5 {
+            sink.state_session(&app, None, || SessionFactKind::Disconnect);
+        }
+        sink.state(&room, FactKind::ChannelOccupied);
+        sink.state(&room, FactKind::ChannelVacated);
+        sink.state(&room, FactKind::ChannelOccupied);
+        assert_eq!(
+            names(&mut facts),
+            [
+                "disconnect",
+                "disconnect",
+                "channel_occupied",
+                "channel_vacated"
+            ]
+        );
     }
 }

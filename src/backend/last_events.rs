@@ -6,10 +6,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::LastEvent;
-use crate::model::{ChannelId, Event, EventId};
+use crate::model::{Body, ChannelId, Event, EventId};
 
 /// For all channels together; beyond it the oldest goes.
 const LAST_EVENTS_MAX: usize = 100_000;
+const LAST_EVENTS_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 /// Bounded in number and in time. What has run out goes with a later insertion.
 #[derive(Default)]
@@ -17,6 +18,8 @@ pub struct LastEvents {
     events: HashMap<ChannelId, (Event, Instant)>,
     /// Insertions, oldest first; those that were replaced since are passed over.
     inserted: VecDeque<(ChannelId, EventId)>,
+    /// Of all `events`.
+    bytes: usize,
 }
 
 impl LastEvents {
@@ -24,14 +27,19 @@ impl LastEvents {
         let now = Instant::now();
         let channel = event.channel.clone();
         self.inserted.push_back((channel.clone(), event.id));
-        self.events.insert(channel, (event, now + keep));
+        self.bytes += cost_bytes(&event);
+        let replaced = self.events.insert(channel, (event, now + keep));
+        self.bytes -= replaced.map_or(0, |(event, _)| cost_bytes(&event));
         while let Some((channel, id)) = self.inserted.front() {
             if let Some((event, expires)) = self.events.get(channel)
                 && event.id == *id
             {
-                if *expires > now && self.events.len() <= LAST_EVENTS_MAX {
+                let fits =
+                    self.events.len() <= LAST_EVENTS_MAX && self.bytes <= LAST_EVENTS_BYTES_MAX;
+                if *expires > now && fits {
                     break;
                 }
+                self.bytes -= cost_bytes(event);
                 self.events.remove(channel);
             }
             self.inserted.pop_front();
@@ -46,10 +54,15 @@ impl LastEvents {
 
     /// Takes out those of the channels that are wanted.
     pub fn take(&mut self, is_wanted: impl Fn(&ChannelId) -> bool) -> Vec<LastEvent> {
-        let wanted: Vec<_> = self.events.keys().filter(|id| is_wanted(id)).cloned().collect();
+        let wanted: Vec<_> = (self.events.keys())
+            .filter(|id| is_wanted(id))
+            .cloned()
+            .collect();
         let taken = wanted.into_iter().filter_map(|channel| {
             let last = self.get(&channel);
-            self.events.remove(&channel);
+            if let Some((event, _)) = self.events.remove(&channel) {
+                self.bytes -= cost_bytes(&event);
+            }
             last
         });
         taken.collect()
@@ -65,11 +78,19 @@ impl LastEvents {
     }
 }
 
+fn cost_bytes(event: &Event) -> usize {
+    let contents = match &event.body {
+        Body::Message(message) => message.name.len() + message.data.len(),
+        _ => 0,
+    };
+    size_of::<Event>() + event.channel.name.as_str().len() + contents
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::ids::IdSource;
-    use crate::model::{AppId, Body, ChannelName, Message};
+    use crate::model::{AppId, ChannelName, Message};
 
     fn event(ids: &IdSource, channel: &str) -> Event {
         Event {
@@ -103,5 +124,26 @@ mod tests {
         tokio::time::advance(Duration::from_secs(61)).await;
         kept.insert(quiet, Duration::from_secs(60));
         assert_eq!(kept.events.len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn last_events_are_bounded_in_bytes() {
+        let (ids, mut kept) = (IdSource::new(1), LastEvents::default());
+        let data: std::sync::Arc<str> = "x".repeat(LAST_EVENTS_BYTES_MAX / 10).into();
+        for round in 0..3 {
+            for n in 0..20 {
+                let mut event = event(&ids, &format!("cache-{n}"));
+                if let Body::Message(message) = &mut event.body {
+                    message.data = data.clone();
+                }
+                kept.insert(event, Duration::from_secs(60));
+            }
+            assert_eq!(kept.events.len(), 9, "round {round}");
+            assert!(kept.bytes <= LAST_EVENTS_BYTES_MAX);
+        }
+        tokio::time::advance(Duration::from_secs(61)).await;
+        let last = event(&ids, "cache-last");
+        kept.insert(last.clone(), Duration::from_secs(60));
+        assert_eq!(kept.bytes, cost_bytes(&last));
     }
 }

@@ -112,6 +112,15 @@ pub enum Channels {
 }
 
 impl Channels {
+    /// Whether all that `element`, a name or a pattern, means is among them.
+    pub fn cover(&self, element: &str) -> bool {
+        match (self, Pattern::parse(element)) {
+            (Self::Named(name), _) => name == element,
+            (Self::Matching(pattern), None) => pattern.matches(element),
+            (Self::Matching(pattern), Some(other)) => pattern.covers(&other),
+        }
+    }
+
     /// Whether a subscription to `element`, a name or a pattern, would receive any of them.
     fn are_exposed_by(&self, element: &str) -> bool {
         match (self, Pattern::parse(element)) {

@@ -98,6 +98,12 @@ impl Pattern {
         }
     }
 
+    /// Whether every channel that the other means is meant.
+    pub fn covers(&self, other: &Self) -> bool {
+        let is_below = || self.prefix() == other.prefix() || self.matches(other.prefix());
+        self == other || self.reach == Reach::Descendants && is_below()
+    }
+
     /// Whether some channel is meant by both.
     pub fn overlaps(&self, other: &Self) -> bool {
         let (upper, lower) = match self.prefix().len() <= other.prefix().len() {
@@ -221,6 +227,28 @@ mod tests {
     }
 
     #[test]
+    fn a_pattern_covers_those_that_mean_no_more() {
+        for (one, other, covers) in [
+            ("/**", "/*", true),
+            ("/*", "/**", false),
+            ("/a/**", "/a/**", true),
+            ("/a/**", "/a/*", true),
+            ("/a/**", "/a/b/**", true),
+            ("/a/*", "/a/*", true),
+            ("/a/*", "/a/b/*", false),
+            ("/a/*", "/a/**", false),
+            ("/a/**", "/**", false),
+            ("/a/**", "/ab/*", false),
+        ] {
+            assert_eq!(
+                pattern(one).covers(&pattern(other)),
+                covers,
+                "{one} {other}"
+            );
+        }
+    }
+
+    #[test]
     fn two_patterns_overlap_if_one_channel_can_match_both() {
         for (one, other, overlap) in [
             ("/**", "/a/b/*", true),
@@ -275,6 +303,15 @@ mod tests {
         ) {
             if one.matches(&name) && other.matches(&name) {
                 prop_assert!(one.overlaps(&other));
+            }
+        }
+
+        #[test]
+        fn what_a_covered_pattern_matches_is_matched(
+            name in name(), one in any_pattern(), other in any_pattern(),
+        ) {
+            if one.covers(&other) && other.matches(&name) {
+                prop_assert!(one.matches(&name));
             }
         }
 

@@ -1,16 +1,20 @@
 //! What a Bayeux session is subscribed to, and how it leaves.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::time::Instant;
+
 use super::channel::Pattern;
-use super::encoding::{Bayeux, encoding};
+use super::encoding::Bayeux;
 use super::extensions::Unacknowledged;
-use super::mapping::Style;
 use crate::apps::App;
-use crate::broker::{Admission, Broker, Cache, Rate, Welcome};
-use crate::hub::{Acknowledgement, Closing, Frame, MemberLimitReached, Outbox, Subscriber};
-use crate::model::{ChannelName, Member, SocketId, UserId};
+use crate::broker::{Admission, Broker, Cache, Held, Membership, Rate, Welcome};
+use crate::hub::{
+    Acknowledgement, Closing, Expansion, Frame, MemberLimitReached, Outbox, Subscriber,
+};
+use crate::model::{ChannelName, Member, SessionFactKind, SocketId};
 use crate::transport::session::Session;
 
 pub type ClientSession = Arc<Session<Client>>;
@@ -26,24 +30,20 @@ pub struct Client {
     pub unacknowledged: Option<Mutex<Unacknowledged>>,
     /// One operation of a client at a time.
     pub state: tokio::sync::Mutex<ClientState>,
+    /// When it last did more than wait.
+    active_at: Mutex<Instant>,
+    /// From the handshake until it leaves, in whatever way.
+    is_open: AtomicBool,
     broker: Arc<Broker>,
     outbox: Arc<Outbox>,
     _admission: Admission,
 }
 
 pub struct ClientState {
-    /// With the member that the subscription stands for, on presence channels.
-    pub channels: HashMap<ChannelName, Option<Arc<Member>>>,
-    pub patterns: HashSet<Pattern>,
-    pub user: Option<SignedIn>,
+    pub membership: Membership,
     pub client_events: Rate,
     /// Nothing was heard for so long that the presence channels were left, for the time being.
     is_absent: bool,
-}
-
-pub struct SignedIn {
-    pub user: Arc<Member>,
-    pub watchlist: Vec<UserId>,
 }
 
 /// What a subscription was answered with, besides success.
@@ -57,35 +57,54 @@ pub struct Subscribed {
 impl Client {
     pub fn new(
         app: Arc<App>,
-        style: Style,
+        encoding: &'static Bayeux,
         socket_id: SocketId,
         broker: Arc<Broker>,
         outbox: Arc<Outbox>,
         admission: Admission,
         acknowledges: bool,
     ) -> Self {
-        let client_events = Rate::per_sec(app.limits.client_events_per_sec_max);
+        let subscriber = Subscriber {
+            id: socket_id,
+            outbox: outbox.clone(),
+            encoding,
+        };
         Self {
-            app,
             socket_id,
-            encoding: encoding(style),
+            encoding,
             unacknowledged: acknowledges.then(Mutex::default),
             state: tokio::sync::Mutex::new(ClientState {
-                client_events,
-                ..ClientState::default()
+                membership: Membership::new(broker.clone(), app.clone(), subscriber),
+                client_events: Rate::per_sec(app.limits.client_events_per_sec_max),
+                is_absent: false,
             }),
+            app,
+            active_at: Mutex::new(Instant::now()),
+            is_open: AtomicBool::new(false),
             broker,
             outbox,
             _admission: admission,
         }
     }
 
-    pub fn subscriber(&self) -> Subscriber {
-        Subscriber {
-            id: self.socket_id,
-            outbox: self.outbox.clone(),
-            encoding: self.encoding,
-        }
+    /// The handshake is accepted.
+    pub fn open(&self) {
+        self.is_open.store(true, Ordering::Relaxed);
+        self.tell(|| SessionFactKind::Handshake);
+    }
+
+    /// To be asked by whoever has the lock of `state`, before subscribing: what comes after the
+    /// end would not be left any more.
+    pub fn is_open(&self) -> bool {
+        self.is_open.load(Ordering::Relaxed)
+    }
+
+    pub fn be_active(&self) {
+        *lock(&self.active_at) = Instant::now();
+    }
+
+    pub fn active_at(&self) -> Instant {
+        *lock(&self.active_at)
     }
 
     /// A connect says that it has received everything up to this batch. Whether nothing is left
@@ -119,15 +138,27 @@ impl Client {
         self.outbox.push(frame);
     }
 
-    /// Subscribes to a channel that `state` does not hold yet.
+    /// Subscribes to a channel that the client asked for and `state` does not hold yet.
     pub async fn subscribe(
         &self,
         state: &mut ClientState,
         channel: &ChannelName,
         member: Option<Arc<Member>>,
     ) -> Result<Subscribed, MemberLimitReached> {
-        // Noted first, so that the subscription is left whatever happens from here on.
-        state.channels.insert(channel.clone(), member.clone());
+        let subscribed = self.join(state, channel, member).await?;
+        self.tell(|| SessionFactKind::Subscribe {
+            channel: self.encoding.name_of(channel),
+        });
+        Ok(subscribed)
+    }
+
+    /// The same without a word to the application.
+    pub async fn join(
+        &self,
+        state: &mut ClientState,
+        channel: &ChannelName,
+        member: Option<Arc<Member>>,
+    ) -> Result<Subscribed, MemberLimitReached> {
         let mut subscribed = Subscribed::default();
         let acknowledge = |welcome: Welcome<'_>| {
             subscribed.roster.clone_from(welcome.roster);
@@ -141,28 +172,41 @@ impl Client {
                 replay,
             }
         };
-        let joined = (self.broker)
-            .subscribe(&self.app, channel, self.subscriber(), member, acknowledge)
-            .await;
-        if let Err(full) = joined {
-            state.channels.remove(channel);
-            return Err(full);
-        }
+        (state.membership)
+            .subscribe(channel, member, acknowledge)
+            .await?;
         Ok(subscribed)
     }
 
     pub async fn unsubscribe(&self, state: &mut ClientState, channel: &ChannelName) {
-        if state.channels.remove(channel).is_some() {
-            let broker = &self.broker;
-            broker.unsubscribe(&self.app, channel, self.socket_id).await;
+        let left = state.membership.unsubscribe(channel.as_str()).await;
+        if left.is_some() {
+            self.tell(|| SessionFactKind::Unsubscribe {
+                channel: self.encoding.name_of(channel),
+            });
+        }
+    }
+
+    pub async fn subscribe_pattern(
+        &self,
+        state: &mut ClientState,
+        pattern: &Pattern,
+        expansion: Expansion,
+    ) {
+        let pattern = pattern.as_str();
+        if state.membership.subscribe_pattern(pattern, expansion).await {
+            self.tell(|| SessionFactKind::Subscribe {
+                channel: pattern.into(),
+            });
         }
     }
 
     pub async fn unsubscribe_pattern(&self, state: &mut ClientState, pattern: &Pattern) {
-        if state.patterns.remove(pattern) {
-            (self.broker)
-                .unsubscribe_pattern(&self.app, pattern.as_str(), self.socket_id)
-                .await;
+        let pattern = pattern.as_str();
+        if state.membership.unsubscribe_pattern(pattern).await {
+            self.tell(|| SessionFactKind::Unsubscribe {
+                channel: pattern.into(),
+            });
         }
     }
 
@@ -173,22 +217,27 @@ impl Client {
             return;
         }
         state.is_absent = true;
-        for channel in state.channels.keys().filter(|name| name.is_presence()) {
+        let channels = state.membership.held().channels.keys();
+        for channel in channels.filter(|name| name.is_presence()) {
             let broker = &self.broker;
             broker.unsubscribe(&self.app, channel, self.socket_id).await;
         }
     }
 
-    /// The client was heard: its user joins again where it had stepped out, and learns who is
-    /// there. A channel that has filled up meanwhile is lost to it.
-    pub async fn step_in(&self) {
+    pub async fn heard(&self) {
         let mut state = self.state.lock().await;
+        self.step_in(&mut state).await;
+    }
+
+    /// The client was heard: its user joins again where it had stepped out, and learns who is
+    /// there. To be done before it subscribes anew, or its user would be there twice. A channel that has filled up meanwhile is lost to it.
+    pub async fn step_in(&self, state: &mut ClientState) {
         if !std::mem::take(&mut state.is_absent) {
             return;
         }
-        let left = state.channels.clone();
+        let left = state.membership.held().channels.clone();
         for (channel, member) in left.into_iter().filter(|(name, _)| name.is_presence()) {
-            if let Ok(subscribed) = self.subscribe(&mut state, &channel, member).await {
+            if let Ok(subscribed) = self.join(state, &channel, member).await {
                 let roster = subscribed.roster.unwrap_or_default();
                 if let Some(frame) = self.encoding.roster(&channel, &roster) {
                     self.push(frame);
@@ -199,66 +248,53 @@ impl Client {
 
     pub async fn leave_all(&self) {
         let mut state = self.state.lock().await;
-        let held = std::mem::take(&mut *state);
-        held.leave(&self.broker, &self.app, self.socket_id).await;
+        if self.is_open() {
+            self.tell_left(state.membership.held());
+            state.membership.leave().await;
+        }
+    }
+
+    fn tell(&self, kind: impl FnOnce() -> SessionFactKind) {
+        let who = Some(self.socket_id);
+        self.broker.state_session(&self.app, who, kind);
+    }
+
+    /// `held` is all that the client is leaving. It is open no more.
+    fn tell_left(&self, held: &Held) {
+        self.is_open.store(false, Ordering::Relaxed);
+        // A user's own channel came with the sign-in.
+        for channel in held.channels.keys().filter(|name| name.is_reported()) {
+            self.tell(|| SessionFactKind::Unsubscribe {
+                channel: self.encoding.name_of(channel),
+            });
+        }
+        for pattern in &held.patterns {
+            self.tell(|| SessionFactKind::Unsubscribe {
+                channel: pattern.clone(),
+            });
+        }
+        self.tell(|| SessionFactKind::Disconnect);
     }
 }
 
 impl ClientState {
     pub fn subscriptions(&self) -> usize {
-        self.channels.len() + self.patterns.len()
-    }
-
-    pub fn user(&self) -> Option<&Arc<Member>> {
-        self.user.as_ref().map(|signed_in| &signed_in.user)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.subscriptions() == 0 && self.user.is_none()
-    }
-
-    async fn leave(self, broker: &Broker, app: &App, who: SocketId) {
-        for channel in self.channels.keys() {
-            broker.unsubscribe(app, channel, who).await;
-        }
-        for pattern in &self.patterns {
-            broker.unsubscribe_pattern(app, pattern.as_str(), who).await;
-        }
-        if let Some(signed_in) = self.user {
-            broker.unwatch(app, who, &signed_in.watchlist).await;
-            broker.sign_out(app, who, &signed_in.user.user_id).await;
-        }
+        let held = self.membership.held();
+        held.channels.len() + held.patterns.len()
     }
 }
 
-impl Default for ClientState {
-    fn default() -> Self {
-        Self {
-            channels: HashMap::new(),
-            patterns: HashSet::new(),
-            user: None,
-            client_events: Rate::per_sec(0),
-            is_absent: false,
-        }
-    }
-}
-
-/// For a session that nobody ended in order.
+/// For a session that nobody ended in order: its membership leaves by itself.
 impl Drop for Client {
     fn drop(&mut self) {
-        let state = std::mem::take(self.state.get_mut());
-        if state.is_empty() {
-            return;
+        if self.is_open()
+            && let Ok(state) = self.state.try_lock()
+        {
+            self.tell_left(state.membership.held());
         }
-        // Without a runtime the process is at its end, and there is nobody left to tell.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return;
-        };
-        let (broker, app, who) = (self.broker.clone(), self.app.clone(), self.socket_id);
-        runtime.spawn(async move { state.leave(&broker, &app, who).await });
     }
 }
 
-fn lock(sent: &Mutex<Unacknowledged>) -> MutexGuard<'_, Unacknowledged> {
-    sent.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

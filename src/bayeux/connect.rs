@@ -67,7 +67,7 @@ impl Site {
         let Some(session) = session else {
             return Connected::Now(request.refused(&UNKNOWN_CLIENT.into(), &Advice::handshake(0)));
         };
-        session.client.step_in().await;
+        session.client.heard().await;
         let hold = self.settings.limits.hold;
         let given = request.connection_type.and_then(|given| given.text());
         if given.as_deref() == Some(ConnectionType::EventSource.as_str()) {

@@ -14,26 +14,48 @@ use crate::wire::bayeux::{Delivery, Object, join};
 
 /// One event, one array of one message: a frame as it is on a socket.
 pub struct Bayeux {
+    name: &'static str,
     style: Style,
+    event_in: EventIn,
 }
 
-pub fn encoding(style: Style) -> &'static Bayeux {
-    static TYPED: Bayeux = Bayeux {
-        style: Style::Typed,
-    };
-    static FLAT: Bayeux = Bayeux { style: Style::Flat };
-    match style {
-        Style::Typed => &TYPED,
-        Style::Flat => &FLAT,
+/// Where a delivery has the name of a Pusher event (8.5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum EventIn {
+    /// In `ext.event`: callbacks are given the data alone, whoever published.
+    #[default]
+    Ext,
+    /// `data` is `{"event": …, "data": …}`, but for plain messages.
+    Data,
+}
+
+pub fn encoding(style: Style, event_in: EventIn) -> &'static Bayeux {
+    const fn format(name: &'static str, style: Style, event_in: EventIn) -> Bayeux {
+        Bayeux {
+            name,
+            style,
+            event_in,
+        }
+    }
+    static TYPED: Bayeux = format("bayeux", Style::Typed, EventIn::Ext);
+    static FLAT: Bayeux = format("bayeux, flat", Style::Flat, EventIn::Ext);
+    static UNTYPED: Bayeux = format("bayeux, untyped", Style::Untyped, EventIn::Ext);
+    static TYPED_DATA: Bayeux = format("bayeux, in data", Style::Typed, EventIn::Data);
+    static FLAT_DATA: Bayeux = format("bayeux, flat, in data", Style::Flat, EventIn::Data);
+    static UNTYPED_DATA: Bayeux = format("bayeux, untyped, in data", Style::Untyped, EventIn::Data);
+    match (style, event_in) {
+        (Style::Typed, EventIn::Ext) => &TYPED,
+        (Style::Flat, EventIn::Ext) => &FLAT,
+        (Style::Untyped, EventIn::Ext) => &UNTYPED,
+        (Style::Typed, EventIn::Data) => &TYPED_DATA,
+        (Style::Flat, EventIn::Data) => &FLAT_DATA,
+        (Style::Untyped, EventIn::Data) => &UNTYPED_DATA,
     }
 }
 
 impl Encoding for Bayeux {
     fn name(&self) -> &'static str {
-        match self.style {
-            Style::Typed => "bayeux",
-            Style::Flat => "bayeux, flat",
-        }
+        self.name
     }
 
     fn encode(&self, event: &Event) -> Option<Frame> {
@@ -63,6 +85,12 @@ impl Encoding for Bayeux {
 }
 
 impl Bayeux {
+    /// How clients of the app call the channel.
+    pub fn name_of(&self, channel: &ChannelName) -> Arc<str> {
+        let name = to_bayeux(channel, self.style);
+        name.map_or_else(|| channel.as_str().into(), Into::into)
+    }
+
     /// The last event of a cache channel, for a new subscriber.
     pub fn cached(&self, event: &Event) -> Option<Frame> {
         let Body::Message(message) = &event.body else {
@@ -94,10 +122,17 @@ impl Bayeux {
             UNTRUSTED_PLAIN_EVENT => PLAIN_EVENT,
             event => event,
         };
+        let mut data = bayeux_data(&message.data);
+        let mut event_in_ext = event;
+        if self.event_in == EventIn::Data && event != PLAIN_EVENT {
+            let enveloped = Object::default().text("event", event).json("data", &data);
+            data = enveloped.end().into();
+            event_in_ext = PLAIN_EVENT;
+        }
         let delivery = Delivery {
             channel: &name,
-            data: &bayeux_data(&message.data),
-            event,
+            data: &data,
+            event: event_in_ext,
             user_id: message.user_id.as_deref(),
             is_cached,
             forwarded: message.ext.as_deref(),
@@ -219,7 +254,7 @@ mod tests {
         #[test]
         fn a_channel_is_looked_up_under_the_patterns_whose_scope_covers_it(key in key()) {
             let channel = ChannelName::parse(&key, 200).unwrap();
-            for style in [Style::Typed, Style::Flat] {
+            for style in Style::ALL {
                 let Some(name) = to_bayeux(&channel, style) else { continue };
                 let scope = |text: &String| Scope::of(&Pattern::parse(text).unwrap(), style);
                 let covers = |text: &String| scope(text).is_ok_and(|s| s.covers(channel.kind()));

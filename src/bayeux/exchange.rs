@@ -50,3 +50,161 @@ impl Site {
         request.accepted()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::Value;
+    use tokio::sync::mpsc::Receiver;
+
+    use super::super::site::Front;
+    use super::*;
+    use crate::apps::AppRegistry;
+    use crate::backend::{FactSink, Memory, fact_queue};
+    use crate::broker::Broker;
+    use crate::config::Config;
+    use crate::hub::Hub;
+    use crate::model::Fact;
+    use crate::model::ids::IdSource;
+    use crate::transport::writer::Flushers;
+    use crate::wire::bayeux::parse;
+
+    struct Setup {
+        front: Front,
+        sink: FactSink,
+        facts: Receiver<Fact>,
+    }
+
+    fn setup() -> Setup {
+        let config = Config::development();
+        let (sink, facts) = fact_queue(1000);
+        sink.want_sessions(true);
+        let (hub, ids) = (Arc::new(Hub::new()), Arc::new(IdSource::new(1)));
+        let backend = Arc::new(Memory::new(hub.clone(), ids.clone(), sink.clone()));
+        let broker = Broker::new(hub, backend, sink.clone(), ids);
+        let apps = Arc::new(AppRegistry::new(config.apps));
+        let patience = Duration::from_secs(10);
+        let flushers = Arc::new(Flushers::start());
+        let tasks = Default::default();
+        let front = Front::start(config.bayeux, apps, broker, patience, &tasks, &flushers);
+        Setup { front, sink, facts }
+    }
+
+    impl Setup {
+        async fn send(&self, text: &str) -> Vec<Value> {
+            let (site, _) = self.front.site("/faye").unwrap();
+            let answers = site.answer(&parse(text, 100).unwrap()).await;
+            let replies = answers.replies.iter();
+            replies.map(|r| serde_json::from_str(r).unwrap()).collect()
+        }
+
+        async fn handshake(&self) -> String {
+            let replies = self
+                .send(r#"{"channel":"/meta/handshake","version":"1.0","supportedConnectionTypes":["long-polling"]}"#)
+                .await;
+            replies[0]["clientId"].as_str().unwrap().to_owned()
+        }
+
+        /// What was stated of sessions since the last look, each with its channel and data; and
+        /// whether it names a session.
+        fn told(&mut self) -> Vec<(String, bool)> {
+            let facts = std::iter::from_fn(|| self.facts.try_recv().ok());
+            let of_sessions = facts.filter_map(|fact| match fact {
+                Fact::Session(fact) => Some(fact),
+                Fact::Channel(_) => None,
+            });
+            let told = of_sessions.map(|fact| {
+                let mut text = fact.kind.name().to_owned();
+                if let Some(channel) = fact.kind.channel() {
+                    text = format!("{text} {channel}");
+                }
+                if let crate::model::SessionFactKind::Publish { data, .. } = &fact.kind {
+                    text = format!("{text} {data}");
+                }
+                (text, fact.session.is_some())
+            });
+            told.collect()
+        }
+
+        fn told_of_one(&mut self) -> Vec<String> {
+            let told = self.told().into_iter();
+            told.map(|(text, has_session)| {
+                assert!(has_session, "{text}");
+                text
+            })
+            .collect()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_an_application_on_faye_could_see_is_stated() {
+        let mut setup = setup();
+        let id = setup.handshake().await;
+        let about = |channel: &str, more: &str| {
+            format!(r#"{{"channel":"{channel}","clientId":"{id}",{more}}}"#)
+        };
+        let subscription = r#""subscription":["/a/b","/a/*","/a/b"]"#;
+        setup.send(&about("/meta/subscribe", subscription)).await;
+        setup.send(&about("/meta/subscribe", subscription)).await;
+        setup
+            .send(&about("/nobody/here", r#""data":{"a": 1}"#))
+            .await;
+        setup.send(&about("/service/mine", r#""data":2"#)).await;
+        setup
+            .send(&about("/meta/unsubscribe", r#""subscription":"/a/b""#))
+            .await;
+        setup.send(&about("/meta/disconnect", r#""id":"1""#)).await;
+        assert_eq!(
+            setup.told_of_one(),
+            [
+                "handshake",
+                "subscribe /a/b",
+                "subscribe /a/*",
+                "publish /nobody/here {\"a\": 1}",
+                "publish /service/mine 2",
+                "unsubscribe /a/b",
+                "unsubscribe /a/*",
+                "disconnect",
+            ]
+        );
+        setup.send(r#"{"channel":"/a","data":null}"#).await;
+        assert_eq!(setup.told(), [("publish /a null".to_owned(), false)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_runs_out_is_unsubscribed_and_disconnected_once() {
+        let mut setup = setup();
+        let id = setup.handshake().await;
+        setup
+            .send(&format!(
+                r#"{{"channel":"/meta/subscribe","clientId":"{id}","subscription":"/a"}}"#
+            ))
+            .await;
+        setup.told();
+        tokio::time::sleep(Duration::from_secs(200)).await;
+        assert_eq!(setup.told_of_one(), ["unsubscribe /a", "disconnect"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_refused_or_secret_is_not_stated() {
+        let mut setup = setup();
+        let id = setup.handshake().await;
+        setup.told();
+        for refused in [
+            r#"{"channel":"/meta/handshake","version":"1.0"}"#,
+            r#"{"channel":"/meta/subscribe","clientId":"ID","subscription":["/a","/private/b"]}"#,
+            r#"{"channel":"/meta/unsubscribe","clientId":"ID","subscription":"/a"}"#,
+            r#"{"channel":"/a b","clientId":"ID","data":1}"#,
+            r#"{"channel":"/a","clientId":"ID"}"#,
+            r#"{"channel":"/service/user","clientId":"ID","data":{"auth":"a secret"}}"#,
+            r#"{"channel":"/meta/disconnect","clientId":"nobody"}"#,
+        ] {
+            setup.send(&refused.replace("ID", &id)).await;
+        }
+        assert_eq!(setup.told(), []);
+        setup.sink.want_sessions(false);
+        setup.send(r#"{"channel":"/a","data":1}"#).await;
+        assert_eq!(setup.told(), []);
+    }
+}

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::check;
 use super::client::{Client, ClientSession};
+use super::encoding::encoding;
 use super::extensions::{TimeSync, wants_acks};
 use super::site::{SUPPORTED, Site, now_ms};
 use crate::hub::Outbox;
@@ -55,22 +56,23 @@ impl Site {
         let mut admission = self.broker.admit(&app, socket_id, queue.clone());
         let counted = admission.count(app.limits.connections_max);
         counted.map_err(|_| full())?;
-        tracing::debug!(app = %app.id, %socket_id, "handshake");
-        let style = self.settings.style;
+        let encoding = encoding(self.settings.style, self.settings.event_in);
         let broker = self.broker.clone();
         let acknowledges = wants_acks(&request.ext);
         let queued = queue.clone();
         let client = Client::new(
             app,
-            style,
+            encoding,
             socket_id,
             broker,
             queued,
             admission,
             acknowledges,
         );
-        (self.sessions)
+        let session = (self.sessions)
             .open(limits.session_lifetime, queue, client)
-            .map_err(|_| full())
+            .map_err(|_| full())?;
+        session.client.open();
+        Ok(session)
     }
 }

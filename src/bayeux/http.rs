@@ -28,7 +28,8 @@ use super::encoding::message_of;
 use super::exchange::Answers;
 use super::site::{Front, Site};
 use super::{event_source, files, websocket};
-use crate::transport::http::{BodyError, Peer, read_body, text};
+use crate::transport::http::{BodyError, read_body, text};
+use crate::transport::peer::Peer;
 use crate::transport::receipt::Receipts;
 use crate::transport::session::Carrier;
 use crate::transport::websocket::is_websocket_request;
@@ -83,7 +84,7 @@ pub fn routes(
 }
 
 /// First segments of other front ends' paths: no mount's, even if it is the root.
-pub const TAKEN: [&str; 3] = ["app", "apps", "users"];
+pub const TAKEN: [&str; 5] = ["app", "apps", "users", "livez", "readyz"];
 
 /// What follows the mount in a path that belongs to it: nothing, more segments, or an extension
 /// alone (`/faye.js`).
@@ -150,7 +151,7 @@ impl Request {
         if !app.allows_origin(origin) {
             return Some(text(StatusCode::FORBIDDEN, "Origin not allowed"));
         }
-        if app.features.force_tls && !self.peer.is_secure(&self.headers) {
+        if app.features.force_tls && !self.peer.secure {
             return Some(text(
                 StatusCode::FORBIDDEN,
                 "Only secure connections are allowed",

@@ -8,6 +8,7 @@
 //! | `! $ ( ) ~` | `=;` and two hex digits |
 //! | `!~` and two hex digits | `, ; =`, and `.` where it cannot stand for a slash |
 //! | typed: `/private/…`, `/presence/…`, `/public/…` | `private-…`, `presence-…`, `public-…` |
+//! | untyped: `/private-…`, `/presence-…` | `=;70` in place of the `p`: public |
 //! | `!~` and two hex digits in front | first letters that Bayeux reserves, and `#` |
 
 use crate::model::{ChannelKind, ChannelName};
@@ -26,6 +27,12 @@ pub enum Style {
     Typed,
     /// As Pusher does: `/presence-room` is `presence-room`.
     Flat,
+    /// Not at all: every channel is public, as with Faye (`bayeux.md` 8.1, `channel_types: off`).
+    Untyped,
+}
+
+impl Style {
+    pub const ALL: [Self; 3] = [Self::Typed, Self::Flat, Self::Untyped];
 }
 
 /// Why a Bayeux name or pattern is of no use.
@@ -69,7 +76,7 @@ pub fn to_pusher(name: &str, style: Style) -> Result<ChannelName, Refusal> {
     if decode(&key, style) != name {
         return Err(Refusal::Misspelt);
     }
-    if style == Style::Typed && behind_escaped_p(&key).is_some() {
+    if style == Style::Typed && behind_escaped_p(&key, style).is_some() {
         return Err(Refusal::LooksTyped);
     }
     ChannelName::parse(&key, KEY_BYTES_MAX).map_err(|_| Refusal::Misspelt)
@@ -111,7 +118,7 @@ impl Scope {
             return Err(Refusal::Misspelt);
         }
         let below = below.strip_suffix('x').unwrap_or(&below);
-        if style == Style::Typed && behind_escaped_p(below).is_some() {
+        if style == Style::Typed && behind_escaped_p(below, style).is_some() {
             return Err(Refusal::LooksTyped);
         }
         match ChannelName::parse(below, KEY_BYTES_MAX).map(|key| key.kind()) {
@@ -200,10 +207,19 @@ fn split_type(text: &str, separator: char) -> Option<(&'static str, &str)> {
     })
 }
 
-/// What follows the escaped first letter of a key that would else look typed.
-fn behind_escaped_p(key: &str) -> Option<&str> {
+/// What follows the escaped first letter of a key that would else have or seem to have a type.
+fn behind_escaped_p(key: &str, style: Style) -> Option<&str> {
     let rest = key.strip_prefix(ESCAPED_P)?;
-    split_type(&format!("p{rest}"), '-').map(|_| rest)
+    needs_escaped_p(&format!("p{rest}"), style).then_some(rest)
+}
+
+/// Whether a key, made of a name that says nothing of a type, has to be kept from having one.
+fn needs_escaped_p(key: &str, style: Style) -> bool {
+    match style {
+        Style::Typed => split_type(key, '-').is_some(),
+        Style::Flat => false,
+        Style::Untyped => key.starts_with("private-") || key.starts_with("presence-"),
+    }
 }
 
 fn encode(name: &str, style: Style) -> String {
@@ -224,7 +240,7 @@ fn encode(name: &str, style: Style) -> String {
         }
         None => push_encoded(&mut key, name),
     }
-    if style == Style::Typed && split_type(&key, '-').is_some() {
+    if needs_escaped_p(&key, style) {
         key.replace_range(..1, ESCAPED_P);
     }
     key
@@ -253,18 +269,18 @@ fn decode(key: &str, style: Style) -> String {
         push_decoded(&mut name, rest, true);
         return name;
     }
-    if style == Style::Typed {
-        if let Some((word, rest)) = split_type(key, '-') {
-            name.push_str(word);
-            name.push('/');
-            push_decoded(&mut name, rest, true);
-            return name;
-        }
-        if let Some(rest) = behind_escaped_p(key) {
-            name.push('p');
-            push_decoded(&mut name, rest, false);
-            return name;
-        }
+    if style == Style::Typed
+        && let Some((word, rest)) = split_type(key, '-')
+    {
+        name.push_str(word);
+        name.push('/');
+        push_decoded(&mut name, rest, true);
+        return name;
+    }
+    if let Some(rest) = behind_escaped_p(key, style) {
+        name.push('p');
+        push_decoded(&mut name, rest, false);
+        return name;
     }
     push_decoded(&mut name, key, true);
     let is_reserved = Space::of(&name) != Space::Open

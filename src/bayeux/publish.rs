@@ -5,12 +5,13 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::check::{self, Destination};
+use super::check::{self, Destination, Service};
 use super::client::ClientSession;
 use super::settings::{ClientPublish, Trust};
 use super::site::{Site, now_ms};
 use crate::apps::App;
-use crate::model::{ChannelKind, ChannelName, Message, UserId};
+use crate::metrics::{Limit, REFUSALS};
+use crate::model::{ChannelKind, ChannelName, Message, SessionFactKind, UserId};
 use crate::wire::bayeux::payload::{event_name, pusher_data};
 use crate::wire::bayeux::{
     AUTHENTICATION_REQUIRED, BayeuxError, FORBIDDEN_CHANNEL, INVALID_EVENT_NAME, MESSAGE_TOO_LARGE,
@@ -33,14 +34,18 @@ impl Site {
         if data.len() > self.settings.limits.data_bytes_max {
             return Err(about(MESSAGE_TOO_LARGE));
         }
-        let session = self.session(request.client_id);
+        let session = self.active_session(request.client_id);
         let channel = match destination {
             Destination::Channel(channel) => channel,
             Destination::Service(service) => {
-                return self
-                    .serve(service, session.as_ref(), data)
-                    .await
-                    .map_err(about);
+                // What goes to a service of our own may be a proof, and is nobody's business.
+                if service == Service::Other
+                    && let Some(app) = self.app()
+                {
+                    self.tell_published(&app, request, session.as_ref(), data);
+                }
+                let served = self.serve(service, session.as_ref(), data).await;
+                return served.map_err(about);
             }
         };
         let app = self.app().filter(|app| app.enabled);
@@ -72,6 +77,7 @@ impl Site {
             user_id,
             ext: ext.map(Into::into),
         };
+        self.tell_published(&app, request, session.as_ref(), data);
         if is_trusted {
             self.broker.publish(&app, &channel, message, None).await;
         } else {
@@ -82,6 +88,20 @@ impl Site {
                 .await;
         }
         Ok(())
+    }
+
+    fn tell_published(
+        &self,
+        app: &App,
+        request: &Publish,
+        session: Option<&ClientSession>,
+        data: &str,
+    ) {
+        let who = session.map(|session| session.client.socket_id);
+        (self.broker).state_session(app, who, || SessionFactKind::Publish {
+            channel: (*request.channel).into(),
+            data: data.into(),
+        });
     }
 
     /// Whether a client may publish here. Public channels are the app's policy, the others follow
@@ -105,13 +125,17 @@ impl Site {
                     return Err(FORBIDDEN_CHANNEL);
                 }
                 let mut state = client.state.lock().await;
-                let member = state.channels.get(channel).ok_or(AUTHENTICATION_REQUIRED)?;
+                let held = state.membership.held();
+                let member = held.channels.get(channel).ok_or(AUTHENTICATION_REQUIRED)?;
                 let user_id = member
                     .as_ref()
                     .map(|member: &Arc<_>| member.user_id.clone());
                 match state.client_events.allows_one_more() {
                     true => Ok(user_id),
-                    false => Err(TOO_MANY_REQUESTS),
+                    false => {
+                        REFUSALS.count(Limit::ClientEvents);
+                        Err(TOO_MANY_REQUESTS)
+                    }
                 }
             }
             ChannelKind::ServerToUser | ChannelKind::Internal => Err(FORBIDDEN_CHANNEL),

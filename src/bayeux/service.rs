@@ -1,17 +1,16 @@
 //! The service channels that the server itself offers (`bayeux.md` 8.6, 8.7): `/service/user` and
 //! the companions of presence channels.
 
-use std::sync::Arc;
-
 use super::authorise::check_user;
 use super::check::Service;
-use super::client::{Client, ClientSession, ClientState, SignedIn};
+use super::client::{Client, ClientSession};
 use super::encoding::{frame, watchlist_events};
 use super::site::Site;
 use crate::auth::{split_auth, user_text};
-use crate::model::{ChannelName, UserId};
+use crate::broker::{SignIn, SignedInAsAnother};
+use crate::model::ChannelName;
 use crate::wire::bayeux::{
-    AUTHENTICATION_REQUIRED, Given, INVALID_SIGNATURE, INVALID_USER, Reason,
+    AUTHENTICATION_REQUIRED, Given, INVALID_SIGNATURE, INVALID_USER, Reason, UNKNOWN_CLIENT,
 };
 use crate::wire::pusher::{self, UserData};
 
@@ -30,7 +29,7 @@ impl Site {
             Service::Presence(room) => {
                 let client = &session.ok_or(AUTHENTICATION_REQUIRED)?.client;
                 let state = client.state.lock().await;
-                if !state.channels.contains_key(&room) {
+                if !state.membership.held().channels.contains_key(&room) {
                     return Err(AUTHENTICATION_REQUIRED);
                 }
                 self.send_roster(client, &room).await;
@@ -66,59 +65,19 @@ impl Site {
         check_user(&user, &client.app.limits)?;
 
         let mut state = client.state.lock().await;
-        let who = client.socket_id;
-        let user_id = user.user_id.clone();
-        match state.user.take() {
-            Some(earlier) if earlier.user.user_id != user_id => {
-                state.user = Some(earlier);
-                return Err(INVALID_USER);
-            }
-            // Again as the same user: the new watchlist takes the place of the old one.
-            Some(earlier) => {
-                let watchlist = &earlier.watchlist;
-                self.broker.unwatch(&client.app, who, watchlist).await;
-                state.user = Some(SignedIn::without_watchlist(user));
-            }
-            None => {
-                // Noted first, so that the user is signed out whatever happens from here on.
-                state.user = Some(SignedIn::without_watchlist(user));
-                let app = &client.app;
-                (self.broker)
-                    .sign_in(app, client.subscriber(), &user_id)
-                    .await;
-                let inbox = ChannelName::server_to_user(&user_id);
-                // Only presence channels can be full.
-                let _ = client.subscribe(&mut state, &inbox, None).await;
-            }
+        if !client.is_open() {
+            return Err(UNKNOWN_CLIENT);
         }
-        self.watch(client, &mut state, watchlist).await;
-        Ok(())
-    }
-
-    async fn watch(&self, client: &Client, state: &mut ClientState, mut watchlist: Vec<UserId>) {
-        if !client.app.features.watchlist_events {
-            return;
-        }
-        watchlist.truncate(client.app.limits.watchlist_ids_max);
-        watchlist.sort_unstable();
-        watchlist.dedup();
-        if let Some(signed_in) = &mut state.user {
-            signed_in.watchlist.clone_from(&watchlist);
+        let inbox = ChannelName::server_to_user(&user.user_id);
+        let signed_in = state.membership.sign_in(user).await;
+        if signed_in.map_err(|SignedInAsAnother| INVALID_USER)? == SignIn::First {
+            // Only presence channels can be full.
+            let _ = client.join(&mut state, &inbox, None).await;
         }
         let introduce = |online: &[_], offline: &[_]| {
             watchlist_events(online, offline).map(|message| frame(&message))
         };
-        (self.broker)
-            .watch(&client.app, client.subscriber(), &watchlist, introduce)
-            .await;
-    }
-}
-
-impl SignedIn {
-    fn without_watchlist(user: crate::model::Member) -> Self {
-        Self {
-            user: Arc::new(user),
-            watchlist: Vec::new(),
-        }
+        state.membership.watch(watchlist, introduce).await;
+        Ok(())
     }
 }

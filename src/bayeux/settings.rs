@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use super::authorise::{ExtToken, PublishTokens, SignedChannels, SubscribeTokens, Token};
+use super::authorise::{Channels, ExtToken, PublishTokens, SignedChannels, SubscribeTokens, Token};
+pub use super::encoding::EventIn;
 use super::mapping::Style;
-use crate::wire::bayeux::{BayeuxError, Ext, HANDSHAKE_DENIED, Publish, Subscribe};
+use crate::wire::bayeux::{
+    BayeuxError, Ext, Given, HANDSHAKE_DENIED, Publish, Subscribe, Subscription,
+};
 
 use super::jwt;
 
@@ -15,6 +18,7 @@ pub struct Settings {
     /// one. Without any it is not.
     pub mounts: Vec<String>,
     pub style: Style,
+    pub event_in: EventIn,
     pub client_publish: ClientPublish,
     pub wildcards: Wildcards,
     /// Whether subscribers see a publisher's `ext`, without what was a proof (2.9).
@@ -28,6 +32,8 @@ pub struct Settings {
     pub signed_channels: Option<SignedChannels>,
     /// faye-authentication: every subscription and every publish needs a token signed with this.
     pub jwt_secret: Option<Token>,
+    /// But for these channels (5.3).
+    pub jwt_exempt: Vec<Channels>,
     pub limits: Limits,
 }
 
@@ -60,6 +66,8 @@ pub struct Limits {
     pub session_lifetime: Duration,
     /// How long a user stays in presence channels after the session's socket has closed (8.6).
     pub presence_grace: Duration,
+    /// A session whose client did nothing but wait for this long ends (5.5, activity).
+    pub inactivity: Option<Duration>,
     pub sessions_max: usize,
     pub subscriptions_per_session_max: usize,
     /// What may wait for a session between two connects.
@@ -78,6 +86,7 @@ impl Default for Limits {
             hold: Duration::from_secs(45),
             session_lifetime: Duration::from_secs(90),
             presence_grace: Duration::from_secs(30),
+            inactivity: None,
             sessions_max: 100_000,
             subscriptions_per_session_max: 1000,
             queue_messages_max: 1000,
@@ -94,6 +103,7 @@ impl Default for Settings {
         Self {
             mounts: Vec::new(),
             style: Style::default(),
+            event_in: EventIn::default(),
             client_publish: ClientPublish::default(),
             wildcards: Wildcards::default(),
             forward_ext: true,
@@ -102,6 +112,7 @@ impl Default for Settings {
             subscribe_tokens: SubscribeTokens(Vec::new()),
             signed_channels: None,
             jwt_secret: None,
+            jwt_exempt: Vec::new(),
             limits: Limits::default(),
         }
     }
@@ -134,10 +145,14 @@ impl Settings {
         if let Some(signed) = &self.signed_channels {
             signed.check_subscribe(request, now_ms)?;
         }
-        if let Some(secret) = &self.jwt_secret {
+        let mut is_proven = self.signed_channels.is_some();
+        if let Some(secret) = &self.jwt_secret
+            && !self.is_exempt(request.subscription.as_ref())
+        {
             jwt::check_subscribe(secret, request, now_ms / 1000)?;
+            is_proven = true;
         }
-        Ok(self.signed_channels.is_some() || self.jwt_secret.is_some())
+        Ok(is_proven)
     }
 
     /// How far the sender of a message is trusted. `Err` if the app asks for a proof in vain.
@@ -150,10 +165,22 @@ impl Settings {
                 .check_publish(&request.ext)
                 .map(|()| Trust::Application);
         }
-        if let Some(secret) = &self.jwt_secret {
+        let exempt = &self.jwt_exempt;
+        if let Some(secret) = &self.jwt_secret
+            && !exempt.iter().any(|free| free.cover(&request.channel))
+        {
             return jwt::check_publish(secret, request, now_ms / 1000).map(|()| Trust::Permitted);
         }
         Ok(Trust::Nobody)
+    }
+
+    /// Whether all that a message subscribes to is free of tokens.
+    fn is_exempt(&self, subscription: Option<&Subscription>) -> bool {
+        let is_free = |given: &Given| {
+            let text = given.text();
+            text.is_some_and(|text| self.jwt_exempt.iter().any(|free| free.cover(&text)))
+        };
+        subscription.is_some_and(|s| s.elements().iter().all(is_free))
     }
 
     /// Whether the member of `ext` is a proof that subscribers must not see.

@@ -13,6 +13,7 @@ use crate::broker::Broker;
 use crate::model::AppId;
 use crate::transport::session::{Sessions, Vehicle};
 use crate::transport::websocket;
+use crate::transport::writer::Flushers;
 use crate::wire::bayeux::{Advice, ConnectionType, Given};
 
 /// How often sessions are looked through for those whose time is over.
@@ -45,6 +46,7 @@ impl Front {
         broker: Arc<Broker>,
         write_timeout: Duration,
         tasks: &TaskTracker,
+        flushers: &Arc<Flushers>,
     ) -> Self {
         let site = |(app_id, settings): (AppId, Settings)| {
             let site = Arc::new(Site {
@@ -58,6 +60,7 @@ impl Front {
                     write_timeout,
                     inbound_message_bytes_max: settings.limits.request_bytes_max,
                     tasks: tasks.clone(),
+                    flushers: flushers.clone(),
                 }),
                 settings,
             });
@@ -93,6 +96,13 @@ impl Site {
         Some(session)
     }
 
+    /// The same for a message that is more than a sign of life.
+    pub fn active_session(&self, client_id: Option<Given>) -> Option<ClientSession> {
+        let session = self.session(client_id)?;
+        session.client.be_active();
+        Some(session)
+    }
+
     /// What a client is told to do next as long as all is well.
     pub fn advice(&self) -> Advice {
         let limits = &self.settings.limits;
@@ -104,22 +114,28 @@ impl Site {
 
     /// Ends a session in order: it leaves all its channels first.
     pub async fn end(&self, session: &ClientSession) {
-        let client = &session.client;
-        client.leave_all().await;
-        if self.sessions.end(session) {
-            tracing::debug!(app = %client.app.id, socket_id = %client.socket_id, "session ended");
-        }
+        session.client.leave_all().await;
+        self.sessions.end(session);
     }
 
     async fn sweep(&self) {
         let now = Instant::now();
         for session in self.sessions.all() {
-            if session.is_over(now) {
+            if session.is_over(now) || self.is_inactive(&session, now) {
                 self.end(&session).await;
             } else if self.is_silent(&session, now) {
                 session.client.step_out().await;
             }
         }
+    }
+
+    /// Whether its client does nothing but wait. It is told where it waits: between two connects
+    /// it would only learn that its session is gone, and begin anew.
+    fn is_inactive(&self, session: &ClientSession, now: Instant) -> bool {
+        let allowed = self.settings.limits.inactivity;
+        allowed.is_some_and(|allowed| {
+            session.carried_by().is_some() && now >= session.client.active_at() + allowed
+        })
     }
 
     /// Whether a user should no longer be seen as present. A poll that ended is followed by the

@@ -12,6 +12,8 @@ use super::mapping::Scope;
 use super::settings::Wildcards;
 use super::site::{Site, now_ms};
 use crate::auth::{split_auth, subscription_text};
+use crate::broker::{Held, Membership};
+use crate::metrics::{Limit, REFUSALS};
 use crate::model::{ChannelKind, ChannelName, Member};
 use crate::wire::bayeux::{
     AUTHENTICATION_REQUIRED, BayeuxError, Ext, FORBIDDEN_CHANNEL, Given, INVALID_SIGNATURE, Object,
@@ -29,10 +31,10 @@ enum Granted {
 }
 
 impl Granted {
-    fn is_new_to(&self, state: &ClientState) -> bool {
+    fn is_new_to(&self, held: &Held) -> bool {
         match self {
-            Self::Channel(channel, _) => !state.channels.contains_key(channel),
-            Self::Pattern(pattern) => !state.patterns.contains(pattern),
+            Self::Channel(channel, _) => !held.channels.contains_key(channel),
+            Self::Pattern(pattern) => !held.patterns.contains(pattern.as_str()),
             Self::Presence(_) | Self::Nothing => false,
         }
     }
@@ -56,12 +58,16 @@ impl Site {
     }
 
     async fn try_subscribe(&self, request: &Subscribe<'_>) -> Result<Option<String>, BayeuxError> {
-        let session = self.session(request.client_id);
+        let session = self.active_session(request.client_id);
         let targets = check::subscribe(request, session.is_some(), self.settings.style)?;
         let session = session.ok_or(UNKNOWN_CLIENT)?;
         let is_proven = self.settings.check_subscribe(request, now_ms())?;
         let client = &session.client;
         let mut state = client.state.lock().await;
+        if !client.is_open() {
+            return Err(UNKNOWN_CLIENT.into());
+        }
+        client.step_in(&mut state).await;
         let names = request.subscription.as_ref().map(|s| s.elements());
         let mut granted = Vec::with_capacity(targets.len());
         for (target, name) in targets.into_iter().zip(names.unwrap_or_default()) {
@@ -72,11 +78,13 @@ impl Site {
                 ext: &request.ext,
                 is_proven,
             };
-            granted.push(asked.grant(target, &state, &granted)?);
+            granted.push(asked.grant(target, &state.membership, &granted)?);
         }
         let subscriptions_max = self.settings.limits.subscriptions_per_session_max;
-        let new = granted.iter().filter(|granted| granted.is_new_to(&state));
+        let held = state.membership.held();
+        let new = granted.iter().filter(|granted| granted.is_new_to(held));
         if state.subscriptions() + new.count() > subscriptions_max {
+            REFUSALS.count(Limit::Subscriptions);
             return Err(TOO_MANY_REQUESTS.into());
         }
         self.apply(client, &mut state, granted).await
@@ -94,7 +102,8 @@ impl Site {
         let mut done = Vec::new();
         for granted in granted {
             match granted {
-                Granted::Channel(channel, _) if state.channels.contains_key(&channel) => {}
+                Granted::Channel(channel, _)
+                    if state.membership.held().channels.contains_key(&channel) => {}
                 Granted::Channel(channel, member) => {
                     let Ok(subscribed) = client.subscribe(state, &channel, member).await else {
                         for channel in done {
@@ -111,7 +120,10 @@ impl Site {
                     }
                     done.push(channel);
                 }
-                Granted::Pattern(pattern) => self.subscribe_pattern(client, state, pattern).await,
+                Granted::Pattern(pattern) => {
+                    let expansion = expansion(self.settings.style, self.settings.wildcards);
+                    client.subscribe_pattern(state, &pattern, expansion).await;
+                }
                 Granted::Presence(room) => self.send_roster(client, &room).await,
                 Granted::Nothing => {}
             }
@@ -119,23 +131,8 @@ impl Site {
         Ok((!ext.is_empty()).then(|| ext.end()))
     }
 
-    async fn subscribe_pattern(&self, client: &Client, state: &mut ClientState, pattern: Pattern) {
-        if !state.patterns.insert(pattern.clone()) {
-            return;
-        }
-        let expansion = expansion(self.settings.style, self.settings.wildcards);
-        (self.broker)
-            .subscribe_pattern(
-                &client.app,
-                pattern.as_str(),
-                expansion,
-                client.subscriber(),
-            )
-            .await;
-    }
-
     async fn try_unsubscribe(&self, request: &Subscribe<'_>) -> Result<(), BayeuxError> {
-        let session = self.session(request.client_id);
+        let session = self.active_session(request.client_id);
         let targets = check::subscribe(request, session.is_some(), self.settings.style)?;
         let session = session.ok_or(UNKNOWN_CLIENT)?;
         let client = &session.client;
@@ -168,12 +165,12 @@ impl Asked<'_> {
     fn grant(
         &self,
         target: Target,
-        state: &ClientState,
+        membership: &Membership,
         before: &[Granted],
     ) -> Result<Granted, BayeuxError> {
         let forbidden = || FORBIDDEN_CHANNEL.of(self.name.describe());
         match target {
-            Target::Channel(channel) => self.grant_channel(channel, state),
+            Target::Channel(channel) => self.grant_channel(channel, membership),
             Target::Pattern(..) if self.site.settings.wildcards == Wildcards::Off => {
                 Err(forbidden())
             }
@@ -184,13 +181,13 @@ impl Asked<'_> {
                 }
                 Ok(Granted::Pattern(pattern))
             }
-            Target::Service(Service::User) => match state.user {
+            Target::Service(Service::User) => match membership.user() {
                 Some(_) => Ok(Granted::Nothing),
                 None => Err(self.unproven()),
             },
             Target::Service(Service::Presence(room)) => {
                 let is_room = |granted: &Granted| matches!(granted, Granted::Channel(name, _) if *name == room);
-                match state.channels.contains_key(&room) || before.iter().any(is_room) {
+                match membership.held().channels.contains_key(&room) || before.iter().any(is_room) {
                     true => Ok(Granted::Presence(room)),
                     false => Err(self.unproven()),
                 }
@@ -202,9 +199,9 @@ impl Asked<'_> {
     fn grant_channel(
         &self,
         channel: ChannelName,
-        state: &ClientState,
+        membership: &Membership,
     ) -> Result<Granted, BayeuxError> {
-        if state.channels.contains_key(&channel) {
+        if membership.held().channels.contains_key(&channel) {
             return Ok(Granted::Nothing);
         }
         let mut member = None;
@@ -217,11 +214,11 @@ impl Asked<'_> {
             ChannelKind::Presence => {
                 let channel_data = self.verify(channel.as_str())?;
                 let limits = &self.client.app.limits;
-                let found = presence_member(channel_data.as_deref(), state.user(), limits);
+                let found = presence_member(channel_data.as_deref(), membership.user(), limits);
                 member = Some(found.map_err(|reason| reason.of(self.name.describe()))?);
             }
             ChannelKind::ServerToUser => {
-                let user_id = state.user().map(|user| &*user.user_id);
+                let user_id = membership.user().map(|user| &*user.user_id);
                 return match user_id.is_some() && user_id == channel.addressed_user() {
                     // Subscribed to since the sign-in.
                     true => Ok(Granted::Nothing),

@@ -3,7 +3,7 @@
 //! the session goes elsewhere or ends.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use tokio::time::Instant;
@@ -19,6 +19,7 @@ use super::site::Site;
 use crate::hub::{Closing, Frame, Outbox};
 use crate::transport::session::{Carrier, Parted, Vehicle};
 use crate::transport::websocket::{Close, Conversation, Upgrade};
+use crate::transport::writer::Source;
 use crate::wire::bayeux::{join, parse};
 
 /// Faye passes over what it cannot read; who sends nothing else is no Bayeux client.
@@ -46,21 +47,32 @@ pub fn answer(request: Request) -> Response {
     upgrade.serve(settings, move || {
         let bytes_max = site.settings.limits.queue_bytes_max;
         Ok(Socket {
-            site,
-            replies: Outbox::new(bytes_max),
-            bound: None,
+            outgoing: Arc::new(Outgoing {
+                site,
+                replies: Outbox::new(bytes_max),
+                line: Mutex::default(),
+            }),
             unreadable: 0,
-            close: None,
         })
     })
 }
 
 struct Socket {
-    site: Arc<Site>,
-    replies: Outbox,
-    bound: Option<Bound>,
+    outgoing: Arc<Outgoing>,
     /// How many messages in all could not be read.
     unreadable: u32,
+}
+
+/// What a socket sends: replies, and the events of the session that it carries.
+struct Outgoing {
+    site: Arc<Site>,
+    replies: Outbox,
+    line: Mutex<Line>,
+}
+
+#[derive(Default)]
+struct Line {
+    bound: Option<Bound>,
     /// How to close, once the replies are written.
     close: Option<Close>,
 }
@@ -71,42 +83,47 @@ struct Bound {
     held: Option<(Waiting, Instant)>,
 }
 
-impl Socket {
+impl Outgoing {
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn reply(&self, messages: impl IntoIterator<Item = String>) {
         self.replies.push(Frame::from(join(messages)));
     }
 
     /// Binds the session of the connect, in place of any other, and holds the connect.
-    fn connect(&mut self, connecting: Connecting) {
+    fn connect(&self, connecting: Connecting) {
         let Connecting {
             session,
             held,
             hold,
         } = connecting;
-        let is_bound = (self.bound.as_ref()).is_some_and(|bound| bound.carries(&session.id));
-        if let Some(before) = self.bound.as_mut().and_then(|bound| bound.held.take()) {
+        let mut line = self.line();
+        let is_bound = (line.bound.as_ref()).is_some_and(|bound| bound.carries(&session.id));
+        if let Some(before) = line.bound.as_mut().and_then(|bound| bound.held.take()) {
             let reply = self.site.parting(&before.0, Parted::Superseded);
             self.reply([reply]);
         }
         if !is_bound {
             let carrier = session.attach(Vehicle::Socket);
-            self.bound = Some(Bound {
+            line.bound = Some(Bound {
                 carrier,
                 held: None,
             });
         }
-        if let Some(bound) = &mut self.bound {
+        if let Some(bound) = &mut line.bound {
             bound.held = Some((held, Instant::now() + hold));
         }
         if hold.is_zero() {
-            self.answer_held(VecDeque::new());
+            self.answer_held(&mut line, VecDeque::new());
         }
     }
 
     /// On sockets time answers a connect. Events do so only where they have to be acknowledged, and
     /// travel behind the reply.
-    fn answer_held(&mut self, events: VecDeque<Frame>) {
-        let Some(bound) = &mut self.bound else { return };
+    fn answer_held(&self, line: &mut Line, events: VecDeque<Frame>) {
+        let Some(bound) = &mut line.bound else { return };
         if let Some((held, _)) = bound.held.take() {
             let session = &bound.carrier.session;
             let (reply, events) = self.site.accepted(session, &held, events);
@@ -119,13 +136,13 @@ impl Socket {
 
     /// The session takes nothing more from here. It was the socket's only use, unless the client
     /// has another connection for it.
-    fn part(&mut self, parted: Parted) {
-        let bound = self.bound.take();
+    fn part(&self, line: &mut Line, parted: Parted) {
+        let bound = line.bound.take();
         if let Some((held, _)) = bound.and_then(|bound| bound.held) {
             let reply = self.site.parting(&held, parted);
             self.reply([reply]);
         }
-        self.close = match parted {
+        line.close = match parted {
             Parted::Superseded => return,
             Parted::Ended => Some(Close::plain(1000, "")),
             Parted::Closed(Closing::Terminated) => Some(Close::plain(1000, "")),
@@ -142,10 +159,17 @@ impl Bound {
 }
 
 impl Conversation for Socket {
+    type Source = Arc<Outgoing>;
+
+    fn source(&self) -> Arc<Outgoing> {
+        self.outgoing.clone()
+    }
+
     const READS_BINARY: bool = true;
 
     async fn on_text(&mut self, text: &str) -> Result<(), Close> {
-        let messages_max = self.site.settings.limits.messages_per_request_max;
+        let site = self.outgoing.site.clone();
+        let messages_max = site.settings.limits.messages_per_request_max;
         let Ok(messages) = parse(text, messages_max) else {
             self.unreadable += 1;
             return match self.unreadable < UNREADABLE_MAX {
@@ -153,54 +177,73 @@ impl Conversation for Socket {
                 false => Err(Close::plain(1008, "No Bayeux messages")),
             };
         };
-        let site = self.site.clone();
         let Answers { replies, connects } = site.answer(&messages).await;
         // Older clients send an empty array now and then, and have it answered.
         if !replies.is_empty() || messages.is_empty() {
-            self.reply(replies);
+            self.outgoing.reply(replies);
         }
         for connecting in connects {
-            self.connect(connecting);
+            self.outgoing.connect(connecting);
         }
         Ok(())
     }
 
+    fn deadline(&self) -> Option<Instant> {
+        let line = self.outgoing.line();
+        let held = line.bound.as_ref()?.held.as_ref();
+        held.map(|(_, due)| *due)
+    }
+
+    fn on_deadline(&mut self) -> Result<(), Close> {
+        let mut line = self.outgoing.line();
+        self.outgoing.answer_held(&mut line, VecDeque::new());
+        Ok(())
+    }
+
+    fn on_silence(&self) -> Close {
+        Close::plain(1001, "No answer to a ping")
+    }
+}
+
+impl Source for Arc<Outgoing> {
     fn poll_take(
-        &mut self,
+        &self,
         cx: &mut Context<'_>,
         batch: &mut VecDeque<Frame>,
     ) -> Poll<Result<(), Close>> {
+        let line = &mut *self.line();
         loop {
             if let taken @ Poll::Ready(_) = self.replies.poll_take(cx, batch) {
                 return taken.map_err(|_| Close::plain(1008, "Too slow"));
             }
-            if let Some(close) = self.close.take() {
+            if let Some(close) = line.close.take() {
                 return Poll::Ready(Err(close));
             }
-            let Some(bound) = &self.bound else {
+            let Some(bound) = &line.bound else {
                 return Poll::Pending;
             };
             bound.carrier.written();
             if bound.carrier.session.client.unacknowledged.is_none() {
                 match ready!(bound.carrier.poll_take(cx, batch)) {
                     Ok(()) => return Poll::Ready(Ok(())),
-                    Err(parted) => self.part(parted),
+                    Err(parted) => self.part(line, parted),
                 }
             } else if bound.held.is_some() {
                 let mut events = VecDeque::new();
                 match ready!(bound.carrier.poll_take(cx, &mut events)) {
-                    Ok(()) => self.answer_held(events),
-                    Err(parted) => self.part(parted),
+                    Ok(()) => self.answer_held(line, events),
+                    Err(parted) => self.part(line, parted),
                 }
             } else {
                 let parted = ready!(bound.carrier.poll_parted(cx));
-                self.part(parted);
+                self.part(line, parted);
             }
         }
     }
 
-    fn poll_abandon(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
-        let Some(bound) = &self.bound else {
+    fn poll_abandon(&self, cx: &mut Context<'_>) -> Poll<Close> {
+        let line = self.line();
+        let Some(bound) = &line.bound else {
             return Poll::Pending;
         };
         bound.carrier.poll_parted(cx).map(|parted| match parted {
@@ -208,19 +251,5 @@ impl Conversation for Socket {
             Parted::Closed(Closing::Draining) => Close::plain(1001, ""),
             Parted::Closed(Closing::Slow | Closing::Terminated) => Close::plain(1008, "Too slow"),
         })
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        let held = self.bound.as_ref()?.held.as_ref();
-        held.map(|(_, due)| *due)
-    }
-
-    fn on_deadline(&mut self) -> Result<(), Close> {
-        self.answer_held(VecDeque::new());
-        Ok(())
-    }
-
-    fn on_silence(&self) -> Close {
-        Close::plain(1001, "No answer to a ping")
     }
 }

@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::hub::{Closing, Outbox};
+use crate::metrics::{CUT_OFFS, CutOff};
 use crate::model::{AppId, SocketId};
 
 #[derive(Clone, Default)]
@@ -47,6 +48,39 @@ impl Admissions {
         }
     }
 
+    /// How many each app has, of those that count.
+    pub fn connections(&self) -> HashMap<AppId, usize> {
+        self.lock().connections.clone()
+    }
+
+    /// What waits for all of them together.
+    pub fn outbox_bytes(&self) -> usize {
+        let open = self.lock();
+        open.outboxes.values().map(|outbox| outbox.bytes()).sum()
+    }
+
+    /// Closes the fullest outboxes as slow, until no more than the limit waits for all together.
+    pub fn relieve(&self, bytes_max: usize) -> usize {
+        let bytes = self.outbox_bytes();
+        if bytes <= bytes_max {
+            return bytes;
+        }
+        let outboxes: Vec<_> = self.lock().outboxes.values().cloned().collect();
+        let sized = outboxes.into_iter().map(|outbox| (outbox.bytes(), outbox));
+        let mut sized: Vec<_> = sized.collect();
+        sized.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+        let mut left: usize = sized.iter().map(|(bytes, _)| bytes).sum();
+        for (bytes, outbox) in sized {
+            if left <= bytes_max {
+                break;
+            }
+            outbox.close(Closing::Slow);
+            CUT_OFFS.count(CutOff::OutboxMemory);
+            left -= bytes;
+        }
+        left
+    }
+
     /// Closes every outbox, of those who are here and of those who still come.
     pub fn drain(&self) {
         let outboxes: Vec<_> = {
@@ -74,6 +108,7 @@ impl Admission {
         let mut open = self.admissions.lock();
         let count = open.connections.entry(self.app.clone()).or_default();
         if connections_max.is_some_and(|max| *count >= max.get()) {
+            CUT_OFFS.count(CutOff::AppConnections);
             return Err(OverQuota);
         }
         *count += 1;
@@ -126,6 +161,29 @@ mod tests {
         assert!(counted(&app, 0, 6).is_ok());
         drop(first);
         assert!(counted(&app, 2, 7).is_ok());
+    }
+
+    #[test]
+    fn the_fullest_queues_go_when_all_together_are_too_large() {
+        let admissions = Admissions::default();
+        let app = AppId::new("1");
+        let admitted: Vec<_> = (1..=4)
+            .map(|serial| {
+                let outbox = Arc::new(Outbox::new(10_000));
+                outbox.push("x".repeat(1000 * serial).into());
+                let who = SocketId::new(1, serial as u32);
+                (admissions.admit(&app, who, outbox.clone()), outbox)
+            })
+            .collect();
+        let before = admissions.outbox_bytes();
+        assert_eq!(admissions.relieve(before), before);
+        let left = admissions.relieve(before - 4_500);
+        assert!(left <= before - 4_500, "{left}");
+        let closed: Vec<_> = admitted.iter().map(|(_, o)| o.closing()).collect();
+        assert_eq!(
+            closed,
+            [None, None, Some(Closing::Slow), Some(Closing::Slow)]
+        );
     }
 
     #[tokio::test]

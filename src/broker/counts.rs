@@ -125,7 +125,7 @@ mod tests {
     use crate::apps::Features;
     use crate::backend::{Memory, fact_queue};
     use crate::hub::Hub;
-    use crate::model::{AppId, ChannelName, Fact};
+    use crate::model::{AppId, ChannelFact, ChannelName, Fact};
     use tokio::sync::mpsc::Receiver;
 
     struct Setup {
@@ -169,8 +169,11 @@ mod tests {
         /// The counts told since the last look.
         fn told(&mut self) -> Vec<u64> {
             std::iter::from_fn(|| self.facts.try_recv().ok())
-                .map(|fact| match fact.kind {
-                    FactKind::SubscriptionCount { connections } => connections,
+                .map(|fact| match fact {
+                    Fact::Channel(ChannelFact {
+                        kind: FactKind::SubscriptionCount { connections },
+                        ..
+                    }) => connections,
                     other => panic!("{other:?}"),
                 })
                 .collect()

@@ -3,22 +3,33 @@
 
 mod admission;
 mod counts;
+mod membership;
 mod rate;
 mod users;
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use admission::{Admission, OverQuota};
 use counts::Counts;
+pub use membership::{Held, Membership, SignIn, SignedIn, SignedInAsAnother};
+use rate::AppRates;
 pub use rate::Rate;
+
+use tokio_util::task::TaskTracker;
 
 use crate::apps::App;
 use crate::backend::{Backend, FactSink, Joining, LastEvent};
 use crate::hub::{
-    Acknowledgement, Expansion, Hub, MemberLimitReached, Occupancy, Outbox, Roster, Subscriber,
+    Acknowledgement, Expansion, Hub, Load, MemberLimitReached, Occupancy, Outbox, Roster,
+    Subscriber,
 };
 use crate::model::ids::IdSource;
-use crate::model::{Body, ChannelId, ChannelName, Event, FactKind, Member, Message, SocketId};
+use crate::model::{
+    AppId, Body, ChannelId, ChannelName, Event, FactKind, Member, Message, SessionFactKind,
+    SocketId,
+};
 
 pub struct Broker {
     hub: Arc<Hub>,
@@ -27,6 +38,9 @@ pub struct Broker {
     ids: Arc<IdSource>,
     counts: Counts,
     admissions: admission::Admissions,
+    rates: AppRates,
+    /// Those whose connections have gone already.
+    leaving: TaskTracker,
 }
 
 /// What a new subscriber is to be told.
@@ -53,6 +67,8 @@ impl Broker {
         Arc::new(Self {
             counts: Counts::new(backend.clone(), ids.clone(), facts.clone()),
             admissions: Default::default(),
+            rates: Default::default(),
+            leaving: TaskTracker::new(),
             hub,
             backend,
             facts,
@@ -69,9 +85,37 @@ impl Broker {
         self.admissions.admit(&app.id, who, outbox)
     }
 
+    /// How many connections each app has on this node.
+    pub fn connections(&self) -> HashMap<AppId, usize> {
+        self.admissions.connections()
+    }
+
+    /// How many channels and subscriptions each app has on this node.
+    pub fn loads(&self) -> HashMap<AppId, Load> {
+        self.hub.loads()
+    }
+
+    /// What waits for all connections together, in bytes. Events that several wait for count as
+    /// often.
+    pub fn outbox_bytes(&self) -> usize {
+        self.admissions.outbox_bytes()
+    }
+
+    /// Cuts off those that most is waiting for, if more than this waits for all together. Returns
+    /// what waits then.
+    pub fn relieve(&self, outbox_bytes_max: usize) -> usize {
+        self.admissions.relieve(outbox_bytes_max)
+    }
+
     /// Tells every connection to go elsewhere, also those that still come.
     pub fn drain(&self) {
         self.admissions.drain();
+    }
+
+    /// Waits until whoever has disconnected has left its channels. For the end, when nobody comes.
+    pub async fn all_have_left(&self) {
+        self.leaving.close();
+        self.leaving.wait().await;
     }
 
     /// Subscribes; `acknowledge` makes what the subscriber receives first. The caller has checked
@@ -92,6 +136,11 @@ impl Broker {
             members_max: app.limits.presence_members_max,
         };
         let joined = self.backend.join(&id, joining).await?;
+        // Before the acknowledgement, so that of clients that come one after the other each is
+        // counted. The subscriber itself learns of it behind its acknowledgement all the same.
+        (self.counts)
+            .changed(app, &id, joined.connections, joined.version)
+            .await;
         let last_event = match channel.is_cached() {
             true => Some(self.backend.last_event(&id).await),
             false => None,
@@ -110,9 +159,6 @@ impl Broker {
         if is_miss {
             self.facts.state(&id, FactKind::CacheMiss);
         }
-        (self.counts)
-            .changed(app, &id, joined.connections, joined.version)
-            .await;
         Ok(())
     }
 
@@ -122,6 +168,15 @@ impl Broker {
             (self.counts)
                 .changed(app, &id, left.connections, left.version)
                 .await;
+        }
+    }
+
+    /// Whether the application may publish so many events now; an event counts once for each of
+    /// its channels. `Err` says after what time to try again.
+    pub fn allows_publishing(&self, app: &App, events: usize) -> Result<(), Duration> {
+        match app.limits.backend_events_per_sec_max {
+            Some(max) => self.rates.allows(&app.id, max.get(), events),
+            None => Ok(()),
         }
     }
 
@@ -157,6 +212,16 @@ impl Broker {
         let event = self.event(app, channel, except, Body::Message(message));
         self.facts.state(&event.channel, fact);
         self.backend.publish(event, None).await;
+    }
+
+    /// States what `kind` makes about a Bayeux session, if anybody wants to know of sessions.
+    pub fn state_session(
+        &self,
+        app: &App,
+        session: Option<SocketId>,
+        kind: impl FnOnce() -> SessionFactKind,
+    ) {
+        self.facts.state_session(&app.id, session, kind);
     }
 
     /// Subscribes to every channel of the app that the pattern matches; see

@@ -1,17 +1,24 @@
-//! How many client events a connection may still send (`pusher.md` 3).
+//! How many client events a connection may still send (`pusher.md` 3), and how many events the
+//! application of an app.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::model::AppId;
+
 /// Allows a number of events at once, and as many again evenly over each second.
 pub struct Rate {
-    per_sec: f32,
-    left: f32,
+    per_sec: f64,
+    left: f64,
     counted_at: Instant,
 }
 
 impl Rate {
     pub fn per_sec(events_max: usize) -> Self {
-        let per_sec = events_max as f32;
+        let per_sec = events_max as f64;
         Self {
             per_sec,
             left: per_sec,
@@ -20,22 +27,52 @@ impl Rate {
     }
 
     pub fn allows_one_more(&mut self) -> bool {
+        self.allows(1).is_ok()
+    }
+
+    /// Whether there is room for so many. More than a second's worth is let through after a
+    /// second's rest, and owed. `Err` says after what time to try again.
+    pub fn allows(&mut self, events: usize) -> Result<(), Duration> {
         let now = Instant::now();
-        let earned = (now - self.counted_at).as_secs_f32() * self.per_sec;
+        let earned = (now - self.counted_at).as_secs_f64() * self.per_sec;
         self.counted_at = now;
         self.left = (self.left + earned).min(self.per_sec);
-        let allowed = self.left >= 1.0;
-        if allowed {
-            self.left -= 1.0;
+        let needed = (events as f64).min(self.per_sec).max(1.0);
+        if self.left < needed {
+            let missing = needed - self.left;
+            let wait = Duration::try_from_secs_f64(missing / self.per_sec);
+            return Err(wait.unwrap_or(Duration::MAX));
         }
-        allowed
+        self.left -= events as f64;
+        Ok(())
+    }
+
+    /// From now on as many as this.
+    pub fn change(&mut self, events_max: usize) {
+        self.per_sec = events_max as f64;
+        self.left = self.left.min(self.per_sec);
+    }
+}
+
+/// The events that applications publish, for each app together.
+#[derive(Default)]
+pub struct AppRates(Mutex<HashMap<AppId, Rate>>);
+
+impl AppRates {
+    pub fn allows(&self, app: &AppId, per_sec: usize, events: usize) -> Result<(), Duration> {
+        let mut rates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Rate::per_sec(per_sec);
+        let rate = rates.entry(app.clone()).or_insert_with(new);
+        if rate.per_sec != per_sec as f64 {
+            rate.change(per_sec);
+        }
+        rate.allows(events)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[tokio::test(start_paused = true)]
     async fn ten_at_once_and_ten_more_in_each_second() {
@@ -45,5 +82,16 @@ mod tests {
         assert_eq!((0..20).filter(|_| rate.allows_one_more()).count(), 5);
         tokio::time::advance(Duration::from_secs(60)).await;
         assert_eq!((0..20).filter(|_| rate.allows_one_more()).count(), 10);
+    }
+    #[tokio::test(start_paused = true)]
+    async fn apps_have_a_rate_each_and_large_requests_are_owed() {
+        let (rates, app, other) = (AppRates::default(), AppId::new("1"), AppId::new("2"));
+        let allows = |app, events| rates.allows(app, 10, events);
+        assert_eq!(allows(&app, 25), Ok(()));
+        assert_eq!(allows(&app, 1), Err(Duration::from_millis(1600)));
+        assert_eq!(allows(&other, 10), Ok(()));
+        assert_eq!(rates.allows(&other, 20, 5), Err(Duration::from_millis(250)));
+        tokio::time::advance(Duration::from_millis(1600)).await;
+        assert_eq!(allows(&app, 1), Ok(()));
     }
 }

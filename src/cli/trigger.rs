@@ -1,17 +1,13 @@
 //! `raptor trigger`: one event through the HTTP API of a running server (`pusher.md` 5.5).
 
-use std::error::Error;
 use std::io;
 use std::time::{Duration, SystemTime};
 
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::{Request, StatusCode, header};
-use hyper_rustls::HttpsConnectorBuilder;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::{Connect, HttpConnector};
-use hyper_util::rt::TokioExecutor;
+use hyper::{Request, header};
 use raptor::auth::{Secret, SignedRequest, percent_decode};
+use raptor::transport::outbound::{Outbound, OutboundError, Reach};
 use serde::Serialize;
 use url::Url;
 
@@ -47,16 +43,25 @@ impl Trigger {
         };
         let body = serde_json::to_vec(&body).expect("a map of strings is JSON");
         let request = app.post_events(body);
-        let answer = tokio::time::timeout(TIMEOUT, exchange(request));
-        match answer.await {
-            Ok(Ok((status, text))) if status.is_success() => Ok(text),
-            Ok(Ok((status, text))) => Err(format!("the server answered {status}: {text}")),
-            Ok(Err(error)) => Err(format!("cannot reach {}: {}", app.origin, causes(&*error))),
-            Err(_) => Err(format!(
+        let https = app.origin.starts_with("https:");
+        let answer = match Outbound::new(Reach::Everywhere, https) {
+            Ok(outbound) => outbound.exchange(request, TIMEOUT, ANSWER_BYTES_MAX).await,
+            Err(error) => Err(error),
+        };
+        match answer {
+            Ok((status, body)) => {
+                let text = String::from_utf8_lossy(&body).trim_end().to_owned();
+                match status.is_success() {
+                    true => Ok(text),
+                    false => Err(format!("the server answered {status}: {text}")),
+                }
+            }
+            Err(OutboundError::Timeout) => Err(format!(
                 "{} did not answer within {} seconds",
                 app.origin,
                 TIMEOUT.as_secs()
             )),
+            Err(error) => Err(format!("cannot reach {}: {error}", app.origin)),
         }
     }
 }
@@ -134,44 +139,6 @@ impl AppUrl {
             .header("X-Pusher-Library", library)
             .body(Full::from(body))
             .expect("the parts of a valid URL make a valid URL")
-    }
-}
-
-type AnyError = Box<dyn Error + Send + Sync>;
-
-/// Certificate authorities are looked for only where they are needed: many small images have none.
-async fn exchange(request: Request<Full<Bytes>>) -> Result<(StatusCode, String), AnyError> {
-    if request.uri().scheme_str() == Some("https") {
-        let connector = HttpsConnectorBuilder::new()
-            .with_native_roots()
-            .map_err(|_| "this machine has no certificate authorities (see SSL_CERT_FILE)")?;
-        exchange_over(connector.https_only().enable_http1().build(), request).await
-    } else {
-        exchange_over(HttpConnector::new(), request).await
-    }
-}
-
-async fn exchange_over<C>(
-    connector: C,
-    request: Request<Full<Bytes>>,
-) -> Result<(StatusCode, String), AnyError>
-where
-    C: Connect + Clone + Send + Sync + 'static,
-{
-    let client = Client::builder(TokioExecutor::new()).build(connector);
-    let answer = client.request(request).await?;
-    let status = answer.status();
-    let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX);
-    let bytes = body.collect().await?.to_bytes();
-    let text = String::from_utf8_lossy(&bytes).trim_end().to_owned();
-    Ok((status, text))
-}
-
-/// An error with what caused it, outermost first.
-fn causes(error: &dyn Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", causes(source)),
-        None => error.to_string(),
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use raptor::apps::{App, AppKey};
 use raptor::auth::Secret;
 use raptor::config::{Config, DEVELOPMENT_APP_KEY, DEVELOPMENT_APP_SECRET};
+use raptor::webhooks::Endpoint;
 
 use super::trigger::DEVELOPMENT_URL;
 
@@ -12,6 +13,9 @@ use super::trigger::DEVELOPMENT_URL;
 /// Shows no secret but the one that everybody knows.
 pub fn text(address: SocketAddr, config: &Config) -> String {
     let mut text = format!("Raptor is listening on http://{address}\n");
+    if let Some(kept) = webhooks_kept(config) {
+        text += &format!("Webhooks are kept {kept}\n");
+    }
     for app in &config.apps {
         let state = if app.enabled { "" } else { ", disabled" };
         text += &format!("\nApp {}{state}\n", title(app));
@@ -66,11 +70,54 @@ pub fn summary(config: &Config) -> String {
             }
         }
         text += &format!("  app {}: {}\n", title(app), notes.join(", "));
+        for endpoint in config.webhooks.endpoints.iter().filter(|e| e.app == app.id) {
+            text += &format!("    webhooks to {}\n", webhook(endpoint));
+        }
+    }
+    if let Some(kept) = webhooks_kept(config) {
+        text += &format!("  webhooks are kept {kept}\n");
     }
     for warning in &config.warnings {
         text += &format!("warning: {warning}\n");
     }
     text.trim_end().to_owned()
+}
+
+/// Where, and for how long; `None` if there are none.
+fn webhooks_kept(config: &Config) -> Option<String> {
+    let settings = &config.webhooks;
+    let mebibytes = settings.store_bytes_max >> 20;
+    (!settings.endpoints.is_empty()).then(|| match &settings.dir {
+        Some(dir) => {
+            let until = match settings.fsync {
+                true => "synced to disk at each write",
+                false => "synced to disk now and then",
+            };
+            let dir = dir.display().to_string();
+            format!("in {}, up to {mebibytes} MiB, {until}", dir.escape_debug())
+        }
+        None => format!(
+            "in memory only, up to {mebibytes} MiB: they do not survive this process (set `dir` \
+             in [webhooks])"
+        ),
+    })
+}
+
+/// No header and no query: both may hold secrets.
+fn webhook(endpoint: &Endpoint) -> String {
+    let mut text = format!(
+        "{}: {}",
+        endpoint.name.escape_debug(),
+        endpoint.events.join(" ")
+    );
+    if !endpoint.channel_prefixes.is_empty() {
+        let prefixes = endpoint.channel_prefixes.join("*, ");
+        text += &format!(", on channels {prefixes}*");
+    }
+    if endpoint.allow_private_networks {
+        text += ", private networks allowed";
+    }
+    text
 }
 
 /// The paths below which the app is a Bayeux server.

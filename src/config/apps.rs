@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::bayeux::{BayeuxDraft, bayeux};
 use super::problem::{Problem, Site};
 use super::section::{Reading, Section};
+use super::webhooks::{self, EndpointDraft};
 use super::written::{Sited, Written};
 use super::{DEVELOPMENT_APP_SECRET, ServerSettings, development_app, development_bayeux};
 use crate::apps::{App, AppKey, CHANNEL_NAME_CHARS_MAX, Features, Limits, OriginPattern};
@@ -26,6 +27,14 @@ pub(super) struct Draft {
     limits: Limits,
     allowed_origins: Vec<OriginPattern>,
     bayeux: Option<BayeuxDraft>,
+    webhooks: Vec<EndpointDraft>,
+}
+
+/// All that apps say, for each room its part.
+pub(super) struct Joined {
+    pub apps: Vec<App>,
+    pub bayeux: Vec<(AppId, bayeux::Settings)>,
+    pub webhooks: crate::webhooks::Settings,
 }
 
 struct DraftKey {
@@ -50,6 +59,7 @@ pub(super) fn drafts(root: &mut Section, written: &Written, server: &ServerSetti
                 limits: Limits::default(),
                 allowed_origins: Vec::new(),
                 bayeux: None,
+                webhooks: Vec::new(),
             }),
         }
     }
@@ -76,7 +86,8 @@ pub(super) fn apps(
     reading: &Reading,
     drafts: Vec<Draft>,
     listen: Option<&Sited<SocketAddr>>,
-) -> (Vec<App>, Vec<(AppId, bayeux::Settings)>) {
+    webhooks: crate::webhooks::Settings,
+) -> Joined {
     let exposed = listen.filter(|listen| !listen.value.ip().to_canonical().is_loopback());
     let refuse_well_known = |site: &Site, address: SocketAddr| {
         reading.note(
@@ -91,7 +102,11 @@ pub(super) fn apps(
         if let Some(listen) = exposed {
             refuse_well_known(&listen.site, listen.value);
         }
-        return (vec![development_app()], vec![development_bayeux()]);
+        return Joined {
+            apps: vec![development_app()],
+            bayeux: vec![development_bayeux()],
+            webhooks,
+        };
     }
 
     let mut ids = HashMap::new();
@@ -123,11 +138,19 @@ pub(super) fn apps(
             }
         }
     }
-    drafts.into_iter().map(Draft::into_app).unzip()
+    let mut joined = Joined {
+        apps: Vec::new(),
+        bayeux: Vec::new(),
+        webhooks,
+    };
+    for draft in drafts {
+        draft.join(reading, &mut joined);
+    }
+    joined
 }
 
 impl Draft {
-    fn into_app(self) -> (App, (AppId, bayeux::Settings)) {
+    fn join(self, reading: &Reading, joined: &mut Joined) {
         let keys = self
             .keys
             .into_iter()
@@ -137,8 +160,10 @@ impl Draft {
             });
         let id = AppId::new(&self.id.value);
         let bayeux = self.bayeux.map(|bayeux| bayeux.settings);
-        let bayeux = (id.clone(), bayeux.unwrap_or_default());
-        let app = App {
+        (joined.bayeux).push((id.clone(), bayeux.unwrap_or_default()));
+        let endpoints = webhooks::endpoints(reading, self.webhooks, &id);
+        joined.webhooks.endpoints.extend(endpoints);
+        joined.apps.push(App {
             id,
             name: self.name,
             enabled: self.enabled,
@@ -146,8 +171,7 @@ impl Draft {
             features: self.features,
             limits: self.limits,
             allowed_origins: self.allowed_origins,
-        };
-        (app, bayeux)
+        });
     }
 }
 
@@ -166,6 +190,7 @@ fn draft(app: &mut Section, server: &ServerSettings) -> Option<Draft> {
     let allowed_origins = allowed_origins(app);
     let limits = app.table("limits", "[apps.limits]", |table| limits(table, server));
     let bayeux = Some(bayeux(app));
+    let webhooks = webhooks::drafts(app);
     Some(Draft {
         id: id?,
         name,
@@ -175,6 +200,7 @@ fn draft(app: &mut Section, server: &ServerSettings) -> Option<Draft> {
         limits,
         allowed_origins,
         bayeux,
+        webhooks,
     })
 }
 
@@ -298,6 +324,7 @@ fn limits(table: &mut Section, server: &ServerSettings) -> Limits {
     const TTL_SECS: RangeInclusive<usize> = 1..=86_400;
     let default = Limits::default();
     let connections_max = unlimited_or(table, "connections_max");
+    let backend_events_max = unlimited_or(table, "backend_events_per_sec_max");
     let subscriptions_max = unlimited_or(table, "subscriptions_per_connection_max");
     let cache_ttl = table.duration("cache_ttl_secs", TTL_SECS, default.cache_ttl);
     let channel_name_chars_max = table.count(
@@ -321,6 +348,7 @@ fn limits(table: &mut Section, server: &ServerSettings) -> Limits {
             "client_events_per_sec_max",
             default.client_events_per_sec_max,
         ),
+        backend_events_per_sec_max: backend_events_max,
         watchlist_ids_max: count("watchlist_ids_max", default.watchlist_ids_max),
         cache_ttl,
     };
@@ -344,7 +372,7 @@ fn limits(table: &mut Section, server: &ServerSettings) -> Limits {
 }
 
 /// A limit for which 0 stands for none.
-fn unlimited_or(table: &mut Section, key: &'static str) -> Option<NonZeroUsize> {
+pub(super) fn unlimited_or(table: &mut Section, key: &'static str) -> Option<NonZeroUsize> {
     table
         .number(key, 0..=1_000_000_000)
         .and_then(NonZeroUsize::new)

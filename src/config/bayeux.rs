@@ -11,7 +11,7 @@ use crate::bayeux::authorise::{
 };
 use crate::bayeux::channel::{Pattern, is_name};
 use crate::bayeux::mapping::Style;
-use crate::bayeux::settings::{ClientPublish, Limits, Wildcards};
+use crate::bayeux::settings::{ClientPublish, EventIn, Limits, Wildcards};
 use crate::bayeux::{Settings, TAKEN};
 
 /// What was written, with the place of each mount so that apps can be compared.
@@ -29,7 +29,16 @@ pub(super) fn bayeux(app: &mut Section) -> BayeuxDraft {
             style: choice(
                 table,
                 "style",
-                &[("typed", Style::Typed), ("flat", Style::Flat)],
+                &[
+                    ("typed", Style::Typed),
+                    ("flat", Style::Flat),
+                    ("untyped", Style::Untyped),
+                ],
+            ),
+            event_in: choice(
+                table,
+                "event_in",
+                &[("ext", EventIn::Ext), ("data", EventIn::Data)],
             ),
             client_publish: choice(
                 table,
@@ -63,6 +72,7 @@ pub(super) fn bayeux(app: &mut Section) -> BayeuxDraft {
             subscribe_tokens: subscribe_tokens(table),
             signed_channels: signed_channels(table),
             jwt_secret: secret(table, "jwt_secret"),
+            jwt_exempt: channel_list(table, "jwt_exempt"),
             limits: limits(table),
         };
         BayeuxDraft { settings, mounts }
@@ -156,6 +166,17 @@ fn channels(entry: &mut Section) -> Option<Channels> {
         missing(entry, "channels", "a Bayeux channel or pattern");
         return None;
     };
+    channel_or_pattern(entry, &text)
+}
+
+fn channel_list(table: &mut Section, key: &'static str) -> Vec<Channels> {
+    let texts = table.texts(key).into_iter();
+    texts
+        .filter_map(|text| channel_or_pattern(table, &text))
+        .collect()
+}
+
+fn channel_or_pattern(entry: &mut Section, text: &Sited<String>) -> Option<Channels> {
     let channels = match Pattern::parse(&text.value) {
         Some(pattern) => Some(Channels::Matching(pattern)),
         None => is_name(&text.value).then(|| Channels::Named(text.value.clone())),
@@ -208,6 +229,8 @@ fn limits(table: &mut Section) -> Limits {
         hold,
         session_lifetime,
         presence_grace: table.duration("presence_grace_secs", SECS, default.presence_grace),
+        inactivity: (table.number("inactivity_secs", 1..=31_536_000))
+            .map(|secs| Duration::from_secs(secs as u64)),
         sessions_max: table.count("sessions_max", COUNT, default.sessions_max),
         subscriptions_per_session_max: table.count(
             "subscriptions_per_session_max",

@@ -5,25 +5,34 @@ use std::ops::RangeInclusive;
 
 use tracing_subscriber::EnvFilter;
 
-use super::apps;
+use super::apps::{self, Joined, unlimited_or};
 use super::problem::Problems;
 use super::section::{Reading, Section, nearest};
+use super::webhooks;
 use super::written::{Sited, Written};
+use crate::transport::peer::{Network, TrustedProxies};
+
 use super::{Config, LogFormat, LogSettings, ServerSettings};
 
 impl Config {
     /// Flags and environment variables beat the file, the file beats the defaults.
     pub fn from_written(written: &Written) -> Result<Self, Problems> {
         let reading = Reading::of(written.file.as_ref());
-        let (server, log, (apps, bayeux), warnings) = reading.root(|root| {
+        let (server, log, joined, warnings) = reading.root(|root| {
             let listen = listen(root, written);
             let server = server_settings(root, listen.as_ref());
             let log = log_settings(root, written);
             let drafts = apps::drafts(root, written, &server);
             let warnings = apps::warnings(&drafts);
-            let apps = apps::apps(root.reading, drafts, listen.as_ref());
-            (server, log, apps, warnings)
+            let webhooks = webhooks::settings(root);
+            let joined = apps::apps(root.reading, drafts, listen.as_ref(), webhooks);
+            (server, log, joined, warnings)
         });
+        let Joined {
+            apps,
+            bayeux,
+            webhooks,
+        } = joined;
         let mut problems = reading.into_problems();
         if problems.is_empty() {
             return Ok(Self {
@@ -31,6 +40,7 @@ impl Config {
                 log,
                 apps,
                 bayeux,
+                webhooks,
                 warnings,
             });
         }
@@ -41,11 +51,14 @@ impl Config {
 
 fn listen(root: &mut Section, written: &Written) -> Option<Sited<SocketAddr>> {
     let in_file = root.text("listen");
-    let text = written.listen.clone().or(in_file)?;
+    address(root.reading, written.listen.clone().or(in_file)?)
+}
+
+fn address(reading: &Reading, text: Sited<String>) -> Option<Sited<SocketAddr>> {
     match text.value.parse() {
         Ok(address) => Some(text.map(|_| address)),
         Err(_) => {
-            root.reading.note(
+            reading.note(
                 &text.site,
                 format!("{:?} is not an IP address with a port", text.value),
                 "write it as 127.0.0.1:6001 or [::1]:6001; 0.0.0.0:6001 is every IPv4 address of \
@@ -56,12 +69,24 @@ fn listen(root: &mut Section, written: &Written) -> Option<Sited<SocketAddr>> {
     }
 }
 
+fn metrics_listen(root: &mut Section, listen: Option<&Sited<SocketAddr>>) -> Option<SocketAddr> {
+    let text = root.text("metrics_listen")?;
+    let address = address(root.reading, text)?;
+    if listen.is_some_and(|listen| listen.value == address.value && address.value.port() != 0) {
+        let what = "metrics need an address of their own";
+        let mend = "write another port: metrics_listen = \"127.0.0.1:9601\"";
+        root.reading.note(&address.site, what, mend);
+    }
+    Some(address.value)
+}
+
 fn server_settings(root: &mut Section, listen: Option<&Sited<SocketAddr>>) -> ServerSettings {
     const SECS: RangeInclusive<usize> = 1..=86_400;
     const BYTES: RangeInclusive<usize> = 1_024..=1_073_741_824;
     let default = ServerSettings::default();
     ServerSettings {
         listen: listen.map_or(default.listen, |listen| listen.value),
+        metrics_listen: metrics_listen(root, listen),
         path_prefix: path_prefix(root).unwrap_or(default.path_prefix),
         activity_timeout: root.duration("activity_timeout_secs", SECS, default.activity_timeout),
         pong_timeout: root.duration("pong_timeout_secs", SECS, default.pong_timeout),
@@ -81,8 +106,33 @@ fn server_settings(root: &mut Section, listen: Option<&Sited<SocketAddr>>) -> Se
             BYTES,
             default.inbound_message_bytes_max,
         ),
+        connections_per_address_max: unlimited_or(root, "connections_per_address_max"),
+        trusted_proxies: trusted_proxies(root).unwrap_or(default.trusted_proxies),
+        outbox_bytes_total_max: root.count(
+            "outbox_bytes_total_max",
+            1_048_576..=1_099_511_627_776,
+            default.outbox_bytes_total_max,
+        ),
         outbox_bytes_max: root.count("outbox_bytes_max", BYTES, default.outbox_bytes_max),
     }
+}
+
+/// An empty list trusts nobody.
+fn trusted_proxies(root: &mut Section) -> Option<TrustedProxies> {
+    let texts = root.texts("trusted_proxies");
+    root.site_of("trusted_proxies")?;
+    let mut networks = Vec::new();
+    for text in texts {
+        match Network::parse(&text.value) {
+            Some(network) => networks.push(network),
+            None => root.reading.note(
+                &text.site,
+                format!("{:?} is neither an IP address nor a network", text.value),
+                "write an address such as \"10.0.0.7\" or a network such as \"10.0.0.0/8\"",
+            ),
+        }
+    }
+    Some(TrustedProxies(networks))
 }
 
 fn path_prefix(root: &mut Section) -> Option<String> {

@@ -192,6 +192,19 @@ impl<'s> Section<'s> {
             .collect()
     }
 
+    /// The strings of the table under `key`, whatever their names.
+    pub(super) fn named_texts(&mut self, key: &'static str) -> Vec<(String, Sited<String>)> {
+        const WANTED: &str = "a table of strings";
+        let table = self.read(key, WANTED, DeValue::as_table);
+        let entries = table.into_iter().flat_map(|table| table.value.iter());
+        entries
+            .filter_map(|(name, value)| {
+                let text = self.pick(key, value, WANTED, DeValue::as_str)?;
+                Some((name.get_ref().to_string(), text.map(str::to_owned)))
+            })
+            .collect()
+    }
+
     /// Where the value of `key` is written, if it is.
     pub(super) fn site_of(&self, key: &str) -> Option<Site> {
         let value = self.table.get(key)?;

@@ -73,7 +73,7 @@ fn every_problem_of_a_file_is_named_with_its_line() {
         assert_eq!(format!("{problems}\n"), expected, "{name}");
         checked += 1;
     }
-    assert_eq!(checked, 12);
+    assert_eq!(checked, 13);
 }
 
 #[test]
@@ -108,6 +108,7 @@ fn every_key_reaches_its_place() {
         config.server,
         ServerSettings {
             listen: "[::1]:7001".parse().unwrap(),
+            metrics_listen: Some("127.0.0.1:9601".parse().unwrap()),
             path_prefix: "/realtime/v1".to_owned(),
             activity_timeout: secs(60),
             pong_timeout: secs(20),
@@ -117,6 +118,13 @@ fn every_key_reaches_its_place() {
             assume_protocol: Some(7),
             request_body_bytes_max: 2_097_152,
             inbound_message_bytes_max: 32_768,
+            connections_per_address_max: NonZeroUsize::new(50),
+            trusted_proxies: TrustedProxies(
+                ["10.0.0.0/8", "::1"]
+                    .map(|n| Network::parse(n).unwrap())
+                    .to_vec()
+            ),
+            outbox_bytes_total_max: 100_000_000,
             outbox_bytes_max: 524_288,
         }
     );
@@ -159,6 +167,7 @@ fn every_key_reaches_its_place() {
             user_info_bytes_max: 2048,
             user_id_chars_max: 64,
             client_events_per_sec_max: 5,
+            backend_events_per_sec_max: NonZeroUsize::new(500),
             watchlist_ids_max: 30,
             cache_ttl: secs(600),
         }
@@ -166,17 +175,46 @@ fn every_key_reaches_its_place() {
     let origins: Vec<_> = app.allowed_origins.iter().map(|o| o.to_string()).collect();
     assert_eq!(origins, ["https://a.example", "https://*.b.example"]);
 
+    let webhooks = &config.webhooks;
+    assert_eq!(
+        webhooks.dir.as_deref(),
+        Some(Path::new("/var/lib/raptor/webhooks"))
+    );
+    assert!(webhooks.fsync && webhooks.keep_bodies);
+    assert_eq!(webhooks.store_bytes_max, 10_485_760);
+    let [billing, local] = &webhooks.endpoints[..] else {
+        panic!("{webhooks:?}");
+    };
+    assert_eq!(billing.name, "billing");
+    assert_eq!(billing.url, "https://billing.example/pusher");
+    assert_eq!(
+        billing.events,
+        ["channel_occupied", "channel_vacated", "client_event"]
+    );
+    assert_eq!(billing.channel_prefixes, ["private-", "presence-"]);
+    assert_eq!(billing.headers["authorization"], "Bearer hush");
+    assert_eq!(billing.batch_events_max, 500);
+    assert_eq!(billing.timeout, secs(5));
+    assert_eq!(billing.retry_window, secs(600));
+    assert!(billing.allow_private_networks);
+    assert_eq!(local.batch_events_max, 1);
+    assert_eq!(local.name, "http://127.0.0.1:8000/hook");
+
     assert!(second.enabled);
     assert_eq!(second.features, Features::default());
     assert_eq!(second.limits, Limits::default());
+    let text = file("complete.toml").text;
+    let above = text
+        .lines()
+        .take_while(|line| *line != "id = \"second\"")
+        .count();
     let warnings: Vec<_> = config.warnings.iter().map(|w| w.to_string()).collect();
-    assert_eq!(
-        warnings,
-        [
-            "complete.toml:49: the app id \"second\" is not a number\n    the server libraries for \
-          Python and Go accept ids of digits only, such as 3"
-        ]
+    let expected = format!(
+        "complete.toml:{}: the app id \"second\" is not a number\n    the server libraries for \
+         Python and Go accept ids of digits only, such as 3",
+        above + 1
     );
+    assert_eq!(warnings, [expected]);
 }
 
 #[test]
@@ -345,6 +383,16 @@ fn no_problem_and_no_debug_output_shows_a_key_or_a_secret() {
     let shown = problems.unwrap_err().to_string();
     assert!(!shown.contains("hush"), "{shown}");
 
+    let written = Written {
+        file: inline(
+            "[[apps]]\nid = '1'\nkey = 'k'\nsecret = 's'\n[[apps.webhooks]]\n\
+             url = 'http://a.example/?hush'\nheaders = { A = 'hush' }\n",
+        ),
+        ..Written::default()
+    };
+    let shown = format!("{:?}", valid(&written));
+    assert!(!shown.contains("hush"), "{shown}");
+
     let unclosed = Config::from_written(&Written {
         file: inline("[[apps]]\nsecret = \"hush-hush\nkey = hush-hush\n"),
         ..Written::default()
@@ -356,7 +404,7 @@ fn no_problem_and_no_debug_output_shows_a_key_or_a_secret() {
 #[test]
 fn an_apps_bayeux_table_says_where_and_for_whom() {
     use crate::bayeux::mapping::Style;
-    use crate::bayeux::settings::{ClientPublish, Limits, Wildcards};
+    use crate::bayeux::settings::{ClientPublish, EventIn, Limits, Wildcards};
 
     let written = Written {
         file: inline(
@@ -367,7 +415,11 @@ fn an_apps_bayeux_table_says_where_and_for_whom() {
             secret = "s"
             [apps.bayeux]
             mounts = ["/faye/", "/", "/a/b"]
-            style = "flat"
+            style = "untyped"
+            event_in = "data"
+            jwt_secret = "j"
+            jwt_exempt = ["/open/**", "/lobby"]
+            inactivity_secs = 600
             client_publish = "none"
             wildcards = "all"
             forward_ext = false
@@ -387,7 +439,9 @@ fn an_apps_bayeux_table_says_where_and_for_whom() {
     let (app_id, settings) = &config.bayeux[0];
     assert_eq!(app_id.as_str(), "1");
     assert_eq!(settings.mounts, ["/faye", "", "/a/b"]);
-    assert_eq!(settings.style, Style::Flat);
+    assert_eq!(settings.style, Style::Untyped);
+    assert_eq!(settings.event_in, EventIn::Data);
+    assert_eq!(settings.jwt_exempt.len(), 2);
     assert_eq!(settings.client_publish, ClientPublish::Nobody);
     assert_eq!(settings.wildcards, Wildcards::All);
     assert!(!settings.forward_ext);
@@ -398,6 +452,7 @@ fn an_apps_bayeux_table_says_where_and_for_whom() {
         hold: Duration::from_secs(60),
         session_lifetime: Duration::from_secs(120),
         queue_messages_max: 7,
+        inactivity: Some(Duration::from_secs(600)),
         ..Limits::default()
     };
     assert_eq!(settings.limits, expected);

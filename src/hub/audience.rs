@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use super::{Closing, Encoding, Frame, Outbox, Subscriber};
 use crate::model::{Body, Event, SocketId};
@@ -56,14 +57,17 @@ pub struct HandOver<'e> {
     event: &'e Event,
     made: Vec<(&'static str, Option<Parcel>)>,
     pushes: usize,
+    since: Instant,
 }
 
 impl<'e> HandOver<'e> {
-    pub fn of(event: &'e Event) -> Self {
+    /// `since`: when the event came.
+    pub fn of(event: &'e Event, since: Instant) -> Self {
         Self {
             event,
             made: Vec::new(),
             pushes: 0,
+            since,
         }
     }
 
@@ -73,9 +77,14 @@ impl<'e> HandOver<'e> {
             let Some(parcel) = self.parcel(group.encoding) else {
                 continue;
             };
-            for (id, outbox) in &group.outboxes {
+            let mut outboxes = group.outboxes.iter();
+            while let Some((id, outbox)) = outboxes.next() {
                 if self.event.except == Some(*id) || served(*id) {
                     continue;
+                }
+                // One of each format is timed, so that it costs the others nothing.
+                if outboxes.len() == 0 {
+                    outbox.time(self.since);
                 }
                 parcel.give(outbox);
                 self.pushes += 1;
@@ -84,6 +93,11 @@ impl<'e> HandOver<'e> {
                 }
             }
         }
+    }
+
+    /// How often it was handed over.
+    pub fn pushes(&self) -> usize {
+        self.pushes
     }
 
     fn parcel(&mut self, encoding: &'static dyn Encoding) -> Option<Parcel> {

@@ -24,6 +24,7 @@ use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 use audience::{Audience, HandOver};
 use channel::Channel;
@@ -32,6 +33,7 @@ pub use patterns::Expansion;
 use patterns::Patterns;
 pub use presence::Roster;
 
+use crate::metrics::{DELIVERIES, EVENTS};
 use crate::model::{AppId, ChannelId, Event, EventId, Member, SocketId};
 
 const SHARDS: usize = 64;
@@ -115,6 +117,13 @@ pub struct Occupancy {
     pub connections: u64,
     /// Distinct users; 0 unless it is a presence channel.
     pub users: u64,
+}
+
+/// What an app keeps here.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Load {
+    pub channels: u64,
+    pub subscriptions: u64,
 }
 
 impl Default for Hub {
@@ -206,18 +215,22 @@ impl Hub {
     /// Deliveries to one channel take turns, so that all its subscribers see one order. The turn
     /// is no lock around data: joining, leaving and other channels do not wait for it.
     pub async fn deliver(&self, event: Event) {
+        let since = Instant::now();
+        EVENTS.add(event.channel.app.as_str(), 1);
         let has_patterns = self.patterns.has_any(&event.channel.app);
         let Some(turns) = self.turns(&event.channel, has_patterns) else {
             return;
         };
         let turn = turns.lock().await;
         if let Some(snapshot) = self.snapshot(&event, has_patterns) {
-            let mut hand_over = HandOver::of(&event);
+            let mut hand_over = HandOver::of(&event, since);
             hand_over.to(&snapshot.audience, |_| false).await;
             if has_patterns {
                 self.deliver_to_patterns(&mut hand_over, &event.channel, snapshot)
                     .await;
             }
+            let pushes = hand_over.pushes() as u64;
+            DELIVERIES.add(event.channel.app.as_str(), pushes);
         }
         drop(turn);
         drop(turns);
@@ -268,6 +281,21 @@ impl Hub {
     /// How many channels are occupied here, about.
     pub fn channel_count(&self) -> u64 {
         self.shards.iter().map(|shard| lock(shard).len() as u64).sum()
+    }
+
+    /// How many channels of each app are occupied here, and how many subscriptions they have.
+    pub fn loads(&self) -> HashMap<AppId, Load> {
+        let mut loads: HashMap<AppId, Load> = HashMap::new();
+        for shard in &self.shards {
+            for (id, channel) in &*lock(shard) {
+                if let Some(occupancy) = channel.occupancy() {
+                    let load = loads.entry(id.app.clone()).or_default();
+                    load.channels += 1;
+                    load.subscriptions += occupancy.connections;
+                }
+            }
+        }
+        loads
     }
 
     /// `None` for a channel that nobody can be subscribed to. With `has_patterns` a channel

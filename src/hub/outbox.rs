@@ -8,10 +8,12 @@ use std::collections::VecDeque;
 use std::mem;
 use std::sync::{Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::lock;
+use crate::metrics::{CUT_OFFS, CutOff, DELIVERY_SECONDS};
 
 /// An empty queue with room for more frames gives it back.
 const KEPT_FRAMES_MAX: usize = 64;
@@ -67,6 +69,9 @@ struct State {
     taken_bytes: usize,
     closing: Option<Closing>,
     owner: Option<Waker>,
+    /// Since when a frame is on its way whose time is taken: while it waits, and once it is taken.
+    timed: Option<Instant>,
+    taken_timed: Option<Instant>,
 }
 
 impl Outbox {
@@ -93,6 +98,7 @@ impl Outbox {
         if state.bytes > self.bytes_max || state.frames.len() >= self.frames_max {
             state.frames = VecDeque::new();
             state.closing = Some(Closing::Slow);
+            CUT_OFFS.count(CutOff::SlowConsumer);
         } else {
             state.frames.push_back(frame);
             if !was_empty {
@@ -100,6 +106,15 @@ impl Outbox {
             }
         }
         wake_owner(state);
+    }
+
+    /// Takes the time from `since` until what is pushed next is written, if somebody is there to
+    /// write it.
+    pub fn time(&self, since: Instant) {
+        let mut state = self.state();
+        if state.owner.is_some() || state.taken_bytes > 0 {
+            state.timed.get_or_insert(since);
+        }
     }
 
     /// Takes nothing more from now on. What waits is still the owner's to take, unless it is
@@ -124,7 +139,7 @@ impl Outbox {
     ) -> Poll<Result<(), Closing>> {
         debug_assert!(batch.is_empty());
         let mut state = self.state();
-        state.bytes -= mem::take(&mut state.taken_bytes);
+        state.taken_is_written();
         if !state.frames.is_empty() {
             // Both queues are used again and again, but not for ever as long as a burst was.
             if batch.capacity() > KEPT_FRAMES_MAX {
@@ -132,6 +147,7 @@ impl Outbox {
             }
             mem::swap(batch, &mut state.frames);
             state.taken_bytes = state.bytes;
+            state.taken_timed = state.timed.take();
             return Poll::Ready(Ok(()));
         }
         if let Some(why) = state.closing {
@@ -143,8 +159,12 @@ impl Outbox {
 
     /// For the owner: all that it took is written. Taking more says so too.
     pub fn written(&self) {
-        let mut state = self.state();
-        state.bytes -= mem::take(&mut state.taken_bytes);
+        self.state().taken_is_written();
+    }
+
+    /// Bytes waiting and being written.
+    pub fn bytes(&self) -> usize {
+        self.state().bytes
     }
 
     /// For the owner: returns to the front what it took last and could not write.
@@ -155,6 +175,7 @@ impl Outbox {
             return;
         }
         state.taken_bytes = 0;
+        state.taken_timed = None;
         frames.append(&mut state.frames);
         mem::swap(frames, &mut state.frames);
         if !state.frames.is_empty() {
@@ -183,6 +204,15 @@ impl Outbox {
 
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+}
+
+impl State {
+    fn taken_is_written(&mut self) {
+        self.bytes -= mem::take(&mut self.taken_bytes);
+        if let Some(since) = self.taken_timed.take() {
+            DELIVERY_SECONDS.observe(since.elapsed());
+        }
     }
 }
 

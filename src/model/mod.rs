@@ -6,6 +6,6 @@ pub mod ids;
 pub mod name;
 
 pub use event::{Body, Event, Member, Message};
-pub use fact::{Fact, FactKind};
+pub use fact::{ChannelFact, Fact, FactKind, SessionFact, SessionFactKind};
 pub use ids::{AppId, EventId, SocketId, UserId};
 pub use name::{ChannelId, ChannelKind, ChannelName, InvalidName};

@@ -30,6 +30,7 @@ closes! {
     TERMINATED = 4009 "You got disconnected by the app.";
     /// The peer did not read fast enough.
     OVER_CAPACITY = 4100 "Over capacity";
+    TOO_MANY_OF_ADDRESS = 4100 "Too many connections from this address";
     RECONNECT_NOW = 4200 "Generic reconnect immediately";
     NO_PONG = 4201 "Pong reply not received";
 }

@@ -1,7 +1,7 @@
 //! What a Pusher client asks for and what it gets (`pusher.md` 2–4), whatever carries its
 //! messages.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -13,10 +13,12 @@ use super::refusal::Refusal;
 use super::{Front, close};
 use crate::apps::App;
 use crate::auth::{self, split_auth};
-use crate::broker::{Admission, OverQuota, Rate, Welcome};
+use crate::broker::{Admission, Membership, OverQuota, Rate, SignedInAsAnother, Welcome};
 use crate::hub::{Closing, Frame, Outbox, Subscriber};
+use crate::metrics::{CUT_OFFS, CutOff, Limit, REFUSALS};
 use crate::model::{ChannelKind, ChannelName, Member, Message, SocketId, UserId};
 use crate::transport::websocket::{Close, Conversation};
+use crate::transport::writer::Source;
 use crate::wire::json::TextField;
 use crate::wire::pusher::{self, ClientEvent, MemberError, Subscribe, Trigger, UserData, abridged};
 
@@ -26,18 +28,11 @@ pub struct Connection {
     app: Arc<App>,
     socket_id: SocketId,
     outbox: Arc<Outbox>,
-    /// With the user that the subscription stands for, on presence channels.
-    channels: HashMap<ChannelName, Option<UserId>>,
-    user: Option<Box<SignedIn>>,
+    membership: Membership,
     client_events: Rate,
     /// By when it has to sign in or subscribe to a private channel, if it has to and has not.
     authorize_by: Option<Instant>,
     admission: Admission,
-}
-
-struct SignedIn {
-    user: Arc<Member>,
-    watchlist: Vec<UserId>,
 }
 
 impl Connection {
@@ -53,11 +48,15 @@ impl Connection {
         let activity_timeout_secs = front.activity_timeout.as_secs();
         let greeting = pusher::connection_established(socket_id, activity_timeout_secs);
         outbox.push(greeting.into());
+        let subscriber = Subscriber {
+            id: socket_id,
+            outbox: outbox.clone(),
+            encoding: &PUSHER,
+        };
         Ok(Self {
             client_events: Rate::per_sec(app.limits.client_events_per_sec_max),
             authorize_by,
-            channels: HashMap::new(),
-            user: None,
+            membership: Membership::new(front.broker.clone(), app.clone(), subscriber),
             admission,
             front,
             app,
@@ -81,14 +80,6 @@ impl Connection {
         self.reply(refusal.to_subscription_error(channel));
     }
 
-    fn subscriber(&self) -> Subscriber {
-        Subscriber {
-            id: self.socket_id,
-            outbox: self.outbox.clone(),
-            encoding: &PUSHER,
-        }
-    }
-
     async fn on_subscribe(&mut self, request: Subscribe) {
         let TextField::Text(name) = &request.channel else {
             return self.refuse(&missing_channel());
@@ -103,7 +94,7 @@ impl Connection {
                 return self.refuse_subscription(&name, &refusal);
             }
         };
-        if self.channels.contains_key(&channel) {
+        if self.membership.held().channels.contains_key(&channel) {
             let message = format!("Existing subscription to channel {channel}");
             return self.refuse(&Refusal::plain(message));
         }
@@ -119,8 +110,9 @@ impl Connection {
     ) -> Result<(), Refusal> {
         let limits = &self.app.limits;
         if let Some(max) = limits.subscriptions_per_connection_max
-            && self.channels.len() >= max.get()
+            && self.membership.held().channels.len() >= max.get()
         {
+            REFUSALS.count(Limit::Subscriptions);
             let message = format!("Connection is over its limit of {max} subscriptions");
             return Err(Refusal::limit_reached(message, 429));
         }
@@ -148,14 +140,10 @@ impl Connection {
             ChannelKind::Private | ChannelKind::PrivateEncrypted | ChannelKind::Presence
         );
 
-        // Noted first, so that the subscription is left whatever happens from here on.
-        let user_id = member.as_ref().map(|member| member.user_id.clone());
-        self.channels.insert(channel.clone(), user_id);
         let acknowledge = |arrived: Welcome<'_>| welcome(channel, arrived);
-        let broker = &self.front.broker;
-        let joined = broker.subscribe(&self.app, channel, self.subscriber(), member, acknowledge);
+        let joined = self.membership.subscribe(channel, member, acknowledge);
         if joined.await.is_err() {
-            self.channels.remove(channel);
+            REFUSALS.count(Limit::PresenceMembers);
             let max = self.app.limits.presence_members_max;
             let message = format!("Presence channel {channel} is over its limit of {max} members");
             return Err(Refusal::limit_reached(message, 429));
@@ -209,6 +197,7 @@ impl Connection {
             return Err(Refusal::not_authorised(message));
         };
         if !app_key.secret.verify(signed.as_bytes(), signature) {
+            REFUSALS.count(Limit::Signature);
             let signature = abridged(signature);
             let message = format!(
                 "Invalid signature: Expected HMAC SHA256 hex digest of {signed}, but got {signature}"
@@ -225,8 +214,8 @@ impl Connection {
         channel_data: Option<&str>,
     ) -> Result<Arc<Member>, Refusal> {
         let Some(channel_data) = channel_data else {
-            return match &self.user {
-                Some(signed_in) => Ok(signed_in.user.clone()),
+            return match self.membership.user() {
+                Some(user) => Ok(user.clone()),
                 None => Err(Refusal::not_authorised(format!(
                     "{channel} is a presence channel and subscription must include channel_data"
                 ))),
@@ -265,7 +254,7 @@ impl Connection {
     }
 
     fn check_addressed_user(&self, channel: &ChannelName) -> Result<(), Refusal> {
-        let signed_in = self.user.as_ref().map(|signed_in| &*signed_in.user.user_id);
+        let signed_in = self.membership.user().map(|user| &*user.user_id);
         if signed_in.is_some() && signed_in == channel.addressed_user() {
             return Ok(());
         }
@@ -277,16 +266,11 @@ impl Connection {
         let TextField::Text(name) = channel else {
             return self.refuse(&missing_channel());
         };
-        match self.channels.remove_entry(name.as_str()) {
-            Some((channel, _)) => {
-                (self.front.broker)
-                    .unsubscribe(&self.app, &channel, self.socket_id)
-                    .await;
-            }
-            None => self.refuse(&Refusal::plain(format!(
+        if self.membership.unsubscribe(&name).await.is_none() {
+            self.refuse(&Refusal::plain(format!(
                 "No current subscription to channel {}, or subscription in progress",
                 abridged(&name)
-            ))),
+            )));
         }
     }
 
@@ -312,7 +296,8 @@ impl Connection {
         let TextField::Text(channel) = channel else {
             return Err(missing_channel());
         };
-        let Some((channel, user_id)) = self.channels.get_key_value(channel.as_str()) else {
+        let held = self.membership.held();
+        let Some((channel, member)) = held.channels.get_key_value(channel.as_str()) else {
             return Err(Refusal::plain(format!(
                 "Cannot broadcast client event (connection not subscribed to channel {})",
                 abridged(&channel)
@@ -338,13 +323,14 @@ impl Connection {
             return Err(Refusal::plain(message));
         }
         if !self.client_events.allows_one_more() {
+            REFUSALS.count(Limit::ClientEvents);
             let message = "Client event rejected due to rate limit";
             return Err(Refusal::plain(message).with_code(4301));
         }
         let message = Message {
             name: name.into(),
             data: data.into(),
-            user_id: user_id.clone(),
+            user_id: member.as_ref().map(|member| member.user_id.clone()),
             ext: None,
         };
         (self.front.broker)
@@ -377,29 +363,9 @@ impl Connection {
         };
         self.check_user_limits(&user)?;
 
-        let user = Arc::new(user);
-        let user_id = user.user_id.clone();
-        let broker = self.front.broker.clone();
-        let earlier = self.user.take();
-        if let Some(earlier) = earlier {
-            if earlier.user.user_id != user_id {
-                self.user = Some(earlier);
-                let message = "Connection is already signed in as another user";
-                return Err(Refusal::not_authorised(message));
-            }
-            let watchlist = &earlier.watchlist;
-            (broker.unwatch(&self.app, self.socket_id, watchlist)).await;
-            self.user = Some(Box::new(SignedIn {
-                user,
-                watchlist: Vec::new(),
-            }));
-        } else {
-            // Noted first, so that the user is signed out whatever happens from here on.
-            self.user = Some(Box::new(SignedIn {
-                user,
-                watchlist: Vec::new(),
-            }));
-            (broker.sign_in(&self.app, self.subscriber(), &user_id)).await;
+        if self.membership.sign_in(user).await == Err(SignedInAsAnother) {
+            let message = "Connection is already signed in as another user";
+            return Err(Refusal::not_authorised(message));
         }
         self.authorize_by = None;
         self.reply(pusher::signin_success(&text));
@@ -407,33 +373,28 @@ impl Connection {
         Ok(())
     }
 
-    async fn watch(&mut self, mut watchlist: Vec<UserId>) {
-        if !self.app.features.watchlist_events {
-            return;
-        }
+    async fn watch(&mut self, watchlist: Vec<UserId>) {
         let ids_max = self.app.limits.watchlist_ids_max;
-        if watchlist.len() > ids_max {
-            watchlist.truncate(ids_max);
+        if self.app.features.watchlist_events && watchlist.len() > ids_max {
             let message = format!(
                 "Watchlist limit exceeded. Only the first {ids_max} user IDs are accepted."
             );
             self.refuse(&Refusal::plain(message).with_code(4302));
         }
-        watchlist.sort_unstable();
-        watchlist.dedup();
-        if let Some(signed_in) = &mut self.user {
-            signed_in.watchlist.clone_from(&watchlist);
-        }
         let introduce = |online: &[_], offline: &[_]| {
             pusher::watchlist_events(online, offline).map(Frame::from)
         };
-        (self.front.broker)
-            .watch(&self.app, self.subscriber(), &watchlist, introduce)
-            .await;
+        self.membership.watch(watchlist, introduce).await;
     }
 }
 
 impl Conversation for Connection {
+    type Source = Outgoing;
+
+    fn source(&self) -> Outgoing {
+        Outgoing(self.outbox.clone())
+    }
+
     async fn on_text(&mut self, text: &str) -> Result<(), Close> {
         match pusher::parse(text) {
             Ok(ClientEvent::Ping) => self.reply(pusher::pong()),
@@ -455,24 +416,12 @@ impl Conversation for Connection {
         Ok(())
     }
 
-    fn poll_take(
-        &mut self,
-        cx: &mut Context<'_>,
-        batch: &mut VecDeque<Frame>,
-    ) -> Poll<Result<(), Close>> {
-        self.outbox.poll_take(cx, batch).map_err(close::of_outbox)
-    }
-
-    fn poll_abandon(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
-        let slow = self.outbox.poll_slow(cx);
-        slow.map(|()| close::of_outbox(Closing::Slow))
-    }
-
     fn deadline(&self) -> Option<Instant> {
         self.authorize_by
     }
 
     fn on_deadline(&mut self) -> Result<(), Close> {
+        CUT_OFFS.count(CutOff::NotAuthorized);
         Err(close::close(close::NOT_AUTHORIZED_IN_TIME))
     }
 
@@ -481,30 +430,28 @@ impl Conversation for Connection {
     }
 }
 
-/// The one way in which a connection leaves, whatever ended it.
+/// What a connection is to receive.
+pub struct Outgoing(Arc<Outbox>);
+
+impl Source for Outgoing {
+    fn poll_take(
+        &self,
+        cx: &mut Context<'_>,
+        batch: &mut VecDeque<Frame>,
+    ) -> Poll<Result<(), Close>> {
+        self.0.poll_take(cx, batch).map_err(close::of_outbox)
+    }
+
+    fn poll_abandon(&self, cx: &mut Context<'_>) -> Poll<Close> {
+        let slow = self.0.poll_slow(cx);
+        slow.map(|()| close::of_outbox(Closing::Slow))
+    }
+}
+
+/// The membership leaves by itself.
 impl Drop for Connection {
     fn drop(&mut self) {
         tracing::debug!(app = %self.app.id, socket_id = %self.socket_id, "disconnected");
-        let channels = std::mem::take(&mut self.channels);
-        let user = self.user.take();
-        if channels.is_empty() && user.is_none() {
-            return;
-        }
-        // Without a runtime the process is at its end, and there is nobody left to tell.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return;
-        };
-        let (front, app, who) = (self.front.clone(), self.app.clone(), self.socket_id);
-        runtime.spawn(async move {
-            for channel in channels.keys() {
-                front.broker.unsubscribe(&app, channel, who).await;
-            }
-            if let Some(signed_in) = user {
-                front.broker.unwatch(&app, who, &signed_in.watchlist).await;
-                let user_id = &signed_in.user.user_id;
-                front.broker.sign_out(&app, who, user_id).await;
-            }
-        });
     }
 }
 

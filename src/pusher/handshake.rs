@@ -8,7 +8,7 @@ use warp::http::header::ORIGIN;
 use super::Front;
 use super::close::{self, close};
 use crate::apps::App;
-use crate::transport::http::Peer;
+use crate::transport::peer::Peer;
 use crate::transport::websocket::Close;
 
 /// Versions 1 to 3 are gone from hosted too; 4 is served as 5.
@@ -26,7 +26,7 @@ pub fn check(
     if !app.enabled {
         return Err(close(close::APP_DISABLED));
     }
-    if app.features.force_tls && !peer.is_secure(headers) {
+    if app.features.force_tls && !peer.secure {
         return Err(close(close::NOT_OVER_TLS));
     }
     check_protocol(query, front.assume_protocol)?;

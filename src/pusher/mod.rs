@@ -13,7 +13,7 @@ mod websocket;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use websocket::{any_path, app_path};
+pub use websocket::{any_path, app_path, too_many};
 
 use crate::apps::AppRegistry;
 use crate::broker::Broker;

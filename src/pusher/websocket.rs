@@ -14,7 +14,7 @@ use super::connection::Connection;
 use super::handshake;
 use crate::auth::percent_decode;
 use crate::hub::Outbox;
-use crate::transport::http::Peer;
+use crate::transport::peer::Peer;
 use crate::transport::websocket::{Close, Upgrade};
 
 /// `/app/:key`, the key as it stands in the path.
@@ -37,6 +37,13 @@ pub fn app_path(
 pub fn any_path(front: Arc<Front>, headers: &HeaderMap, on_upgrade: Option<OnUpgrade>) -> Response {
     upgrade(front, headers, on_upgrade, |_, _| {
         Err(close(close::PATH_NOT_FOUND))
+    })
+}
+
+/// Any path, for an address that has as many connections as it may have.
+pub fn too_many(front: Arc<Front>, headers: &HeaderMap, on_upgrade: Option<OnUpgrade>) -> Response {
+    upgrade(front, headers, on_upgrade, |_, _| {
+        Err(close(close::TOO_MANY_OF_ADDRESS))
     })
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use warp::http::StatusCode;
-use warp::http::header::{ALLOW, HeaderValue};
+use warp::http::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER};
 use warp::reply::Response;
 
 use crate::auth::AuthError;
@@ -49,6 +49,12 @@ pub enum ApiError {
         bytes_max: usize,
     },
 
+    /// More events than the app may publish in a second.
+    TooManyEvents {
+        per_sec_max: usize,
+        retry_after_secs: u64,
+    },
+
     UnknownAttribute,
     UserCountOfChannel,
     UserCountOfList,
@@ -65,6 +71,17 @@ impl ApiError {
         if let Self::MethodNotAllowed(allowed) = self {
             let allowed = HeaderValue::from_static(allowed);
             response.headers_mut().insert(ALLOW, allowed);
+        } else if let Self::TooManyEvents {
+            per_sec_max,
+            retry_after_secs,
+        } = self
+        {
+            let headers = response.headers_mut();
+            headers.insert(RETRY_AFTER, HeaderValue::from(retry_after_secs));
+            let limit = HeaderName::from_static("x-ratelimit-limit");
+            headers.insert(limit, HeaderValue::from(per_sec_max));
+            let remaining = HeaderName::from_static("x-ratelimit-remaining");
+            headers.insert(remaining, HeaderValue::from(0));
         }
         response
     }
@@ -77,6 +94,7 @@ impl ApiError {
             Self::UnknownApp => StatusCode::NOT_FOUND,
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
             Self::AppDisabled => StatusCode::FORBIDDEN,
+            Self::TooManyEvents { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             _ => StatusCode::BAD_REQUEST,
         }
@@ -117,6 +135,9 @@ impl fmt::Display for ApiError {
             }
             Self::DataTooLarge { bytes_max } => f.write_str(&data_too_large(*bytes_max)),
 
+            Self::TooManyEvents { per_sec_max, .. } => {
+                write!(f, "Too many events ({per_sec_max} a second are allowed)")
+            }
             Self::UnknownAttribute => {
                 f.write_str("info should be a comma separated list of attributes")
             }

@@ -1,6 +1,7 @@
 //! Publishing. Everything is checked before the first event goes out.
 
 use std::collections::HashSet;
+use std::num::NonZeroUsize;
 
 use warp::http::StatusCode;
 use warp::reply::Response;
@@ -10,6 +11,7 @@ use super::error::ApiError;
 use super::request::{Call, Request};
 use super::to_the_end;
 use crate::auth::Parameters;
+use crate::metrics::{Limit, REFUSALS};
 use crate::model::{ChannelName, Message, SocketId};
 use crate::transport::http::json;
 use crate::wire::rest::{self, Batch, ChannelInfo, Info, Trigger};
@@ -23,6 +25,7 @@ pub async fn publish(app_id: String, request: Request) -> Result<Response, ApiEr
         .or_else(|| event.channel.take().map(|one| vec![one]))
         .unwrap_or_default();
     let publication = Publication::new(&call, event, channels)?;
+    check_rate(&call, [&publication])?;
     let answer = async move {
         publication.publish(&call).await;
         if publication.info.is_none() {
@@ -55,6 +58,7 @@ pub async fn publish_batch(app_id: String, request: Request) -> Result<Response,
         let channel = channel.ok_or(ApiError::MissingParameter("channel"))?;
         publications.push(Publication::new(&call, event, vec![channel])?);
     }
+    check_rate(&call, &publications)?;
     let answer = async move {
         for publication in &publications {
             publication.publish(&call).await;
@@ -88,10 +92,28 @@ pub async fn publish_to_one(
     };
     let channel = call.channel_in_path(&channel)?.to_string();
     let publication = Publication::new(&call, event, vec![channel])?;
+    check_rate(&call, [&publication])?;
     to_the_end(async move { publication.publish(&call).await }).await?;
     let mut response = Response::default();
     *response.status_mut() = StatusCode::ACCEPTED;
     Ok(response)
+}
+
+fn check_rate<'p>(
+    call: &Call,
+    publications: impl IntoIterator<Item = &'p Publication>,
+) -> Result<(), ApiError> {
+    let events = publications.into_iter().map(|p| p.channels.len()).sum();
+    call.broker
+        .allows_publishing(&call.app, events)
+        .map_err(|wait| {
+            REFUSALS.count(Limit::BackendEvents);
+            let per_sec_max = call.app.limits.backend_events_per_sec_max;
+            ApiError::TooManyEvents {
+                per_sec_max: per_sec_max.map_or(0, NonZeroUsize::get),
+                retry_after_secs: wait.as_secs() + u64::from(wait.subsec_nanos() > 0),
+            }
+        })
 }
 
 /// What the body leaves out may stand in the query (`pusher.md` 5.1).

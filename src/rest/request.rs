@@ -11,6 +11,7 @@ use super::error::ApiError;
 use crate::apps::App;
 use crate::auth::{AuthError, Parameters, SignedRequest, percent_decode};
 use crate::broker::Broker;
+use crate::metrics::{Limit, REFUSALS};
 use crate::model::ChannelName;
 use crate::transport::http::read_body;
 
@@ -112,9 +113,10 @@ impl Request {
             query: &self.query,
             body: &body,
         };
-        let parameters = signed.verify((self.clock)(), |key| {
+        let verified = signed.verify((self.clock)(), |key| {
             app.key(key).map(|active| &active.secret)
-        })?;
+        });
+        let parameters = verified.inspect_err(|_| REFUSALS.count(Limit::Signature))?;
         if !app.enabled {
             return Err(ApiError::AppDisabled);
         }

@@ -1,37 +1,21 @@
 //! What the HTTP side of every front end needs.
 
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut};
 use futures_util::{Stream, StreamExt};
+use warp::http::StatusCode;
 use warp::http::header::{CONTENT_TYPE, HeaderValue};
-use warp::http::{HeaderMap, StatusCode};
 use warp::reply::Response;
+
+use crate::metrics::{CUT_OFFS, CutOff};
 
 /// A body has to be there within this time.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much of a body that is too large is received and dropped, so that a peer that first writes
 /// all and then reads gets its answer.
 const DROPPED_BYTES_MAX: usize = 16 * 1024 * 1024;
-
-/// Who sent a request; the server puts it into the request's extensions.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer {
-    pub address: SocketAddr,
-    pub secure: bool,
-}
-
-impl Peer {
-    /// Whether the request came over TLS, to us or to the proxy in front of us.
-    pub fn is_secure(self, headers: &HeaderMap) -> bool {
-        self.secure
-            || headers
-                .get("x-forwarded-proto")
-                .is_some_and(|p| p == "https")
-    }
-}
 
 /// A successful answer.
 pub fn json(body: String) -> Response {
@@ -64,7 +48,13 @@ pub async fn read_body(
     bytes_max: usize,
 ) -> Result<Vec<u8>, BodyError> {
     let read = tokio::time::timeout(BODY_TIMEOUT, read(chunks, bytes_max));
-    read.await.unwrap_or(Err(BodyError::TooSlow))
+    let body = read.await.unwrap_or(Err(BodyError::TooSlow));
+    match body {
+        Err(BodyError::TooLarge) => CUT_OFFS.count(CutOff::BodyTooLarge),
+        Err(BodyError::TooSlow) => CUT_OFFS.count(CutOff::BodyTimeout),
+        Ok(_) | Err(BodyError::CutOff) => {}
+    }
+    body
 }
 
 async fn read(

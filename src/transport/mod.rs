@@ -1,6 +1,9 @@
 //! How bytes reach peers, whatever protocol they speak.
 
 pub mod http;
+pub mod outbound;
+pub mod peer;
 pub mod receipt;
 pub mod session;
 pub mod websocket;
+pub mod writer;

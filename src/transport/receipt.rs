@@ -6,10 +6,15 @@ use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::peer::Seat;
+use crate::metrics::{CUT_OFFS, CutOff};
 
 type Tell = Box<dyn FnOnce() + Send>;
 
@@ -29,20 +34,35 @@ impl Receipts {
     }
 }
 
-/// A connection that gives receipts. Whoever writes to it flushes only when its own buffer is
+/// A connection that gives receipts, and breaks off when its peer accepts nothing for too long.
+/// Whoever writes to it flushes only when its own buffer is
 /// empty, as hyper does.
 pub struct Receipted {
     stream: TcpStream,
+    seat: Seat,
     outstanding: Outstanding,
+    patience: Patience,
+}
+
+/// How long a peer may accept no byte.
+struct Patience {
+    write_timeout: Duration,
+    /// Since a write had to wait.
+    ends: Option<Pin<Box<Sleep>>>,
 }
 
 struct Outstanding(Receipts);
 
 impl Receipted {
-    pub fn new(stream: TcpStream, receipts: Receipts) -> Self {
+    pub fn new(stream: TcpStream, seat: Seat, receipts: Receipts, write_timeout: Duration) -> Self {
         Self {
             stream,
+            seat,
             outstanding: Outstanding(receipts),
+            patience: Patience {
+                write_timeout,
+                ends: None,
+            },
         }
     }
 
@@ -61,9 +81,30 @@ impl Receipted {
         }
     }
 
-    /// For what comes after HTTP.
-    pub fn into_stream(self) -> TcpStream {
-        self.stream
+    /// For what comes after HTTP. The connection counts for its peer as long as the seat is there.
+    pub fn into_parts(self) -> (TcpStream, Seat) {
+        (self.stream, self.seat)
+    }
+}
+
+impl Patience {
+    /// What became of a write, unless it has waited for too long.
+    fn judge(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.ends = None;
+            return written;
+        }
+        let timeout = self.write_timeout;
+        let ends = (self.ends).get_or_insert_with(|| Box::pin(sleep(timeout)));
+        ready!(ends.as_mut().poll(cx));
+        // Whoever asks again gets no other answer.
+        ends.as_mut().reset(Instant::now());
+        CUT_OFFS.count(CutOff::WriteTimeout);
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -100,7 +141,8 @@ impl AsyncWrite for Receipted {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.check_reader()?;
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.patience.judge(cx, written)
     }
 
     fn poll_write_vectored(
@@ -109,7 +151,8 @@ impl AsyncWrite for Receipted {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.check_reader()?;
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.patience.judge(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -138,7 +181,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let peer = TcpStream::connect(listener.local_addr().unwrap()).await;
         let (stream, _) = listener.accept().await.unwrap();
-        (Receipted::new(stream, receipts), peer.unwrap())
+        let timeout = Duration::from_millis(200);
+        let receipted = Receipted::new(stream, Seat::default(), receipts, timeout);
+        (receipted, peer.unwrap())
     }
 
     #[tokio::test]
@@ -163,5 +208,18 @@ mod tests {
         drop(connection);
         assert_eq!(Arc::strong_count(&told), 1);
         assert!(!told.load(Ordering::Relaxed));
+    }
+    #[tokio::test]
+    async fn a_peer_that_accepts_nothing_is_given_up() {
+        let (mut connection, peer) = connection(Receipts::default()).await;
+        let written = tokio::time::timeout(Duration::from_secs(10), async {
+            loop {
+                if let Err(error) = connection.write_all(&[0; 65_536]).await {
+                    return error.kind();
+                }
+            }
+        });
+        assert_eq!(written.await, Ok(io::ErrorKind::TimedOut));
+        drop(peer);
     }
 }

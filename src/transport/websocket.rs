@@ -1,29 +1,27 @@
-//! A WebSocket and the loop that serves it. What the messages mean is the [`Conversation`]'s.
+//! A WebSocket and the loop that serves it. What the messages mean is the [`Conversation`]'s, how
+//! they are written [`crate::wire::websocket`]'s, and when, [`super::writer`]'s.
 //!
-//! The upgrade is done by hand, because the buffers of a connection are most of its memory, and
-//! those of a ready-made filter cannot be chosen.
+//! The upgrade is done by hand, because the buffers of a connection are most of its memory: here
+//! an idle one has none.
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::io;
+use std::net::Shutdown;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::{FutureExt, SinkExt, StreamExt};
+use bytes::Bytes;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::error::{CapacityError, Error, ProtocolError};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Bytes, Message};
 use tokio_util::task::TaskTracker;
 use warp::http::header::{
     CONNECTION, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
@@ -33,13 +31,17 @@ use warp::http::{HeaderMap, StatusCode};
 use warp::reply::Response;
 
 use super::http::text;
+use super::peer::Seat;
 use super::receipt::Receipted;
+use super::writer::{Attention, Flushers, Source, Stopped, Writer};
 use crate::hub::Frame;
+use crate::metrics::{CUT_OFFS, CutOff};
+use crate::wire::websocket::{
+    Decoder, Incoming, Malformed, push_close, push_ping, push_pong, push_text,
+};
 
-/// Both directions of an idle connection together stay far below the size of its kernel buffers.
-const READ_BUFFER_BYTES: usize = 1024;
-/// Frames are collected up to this size before they are written.
-const WRITE_BUFFER_BYTES: usize = 16 * 1024;
+/// What is read at once of any socket.
+const READ_BYTES: usize = 16 * 1024;
 /// How long a peer may take to answer our close.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -53,26 +55,22 @@ pub struct Settings {
     pub inbound_message_bytes_max: usize,
     /// Runs the sockets, and knows when the last has said goodbye.
     pub tasks: TaskTracker,
+    /// Write to them.
+    pub flushers: Arc<Flushers>,
 }
 
 /// What a peer says and is told, apart from sockets and timers.
 pub trait Conversation: Send {
-    /// Answers go into the outbox.
+    type Source: Source;
+
+    /// What the peer is to receive.
+    fn source(&self) -> Self::Source;
+
+    /// Answers come by the source.
     fn on_text(&mut self, text: &str) -> impl Future<Output = Result<(), Close>> + Send;
 
     /// Whether binary messages are read as text too.
     const READS_BINARY: bool = false;
-
-    /// Waits for what the peer is to receive and moves it to the empty `batch`; the batch before
-    /// it is written. `Err` once nothing more is to come.
-    fn poll_take(
-        &mut self,
-        cx: &mut Context<'_>,
-        batch: &mut VecDeque<Frame>,
-    ) -> Poll<Result<(), Close>>;
-
-    /// While a batch is being written: waits until it is of no use to go on.
-    fn poll_abandon(&mut self, cx: &mut Context<'_>) -> Poll<Close>;
 
     /// When [`Conversation::on_deadline`] is due.
     fn deadline(&self) -> Option<Instant>;
@@ -154,21 +152,20 @@ impl Upgrade {
         let on_upgrade = self.on_upgrade;
         let tasks = settings.tasks.clone();
         tasks.spawn(async move {
-            let Some(stream) = open(on_upgrade, &settings).await else {
+            let Some((stream, received, _seat)) = open(on_upgrade).await else {
                 return;
             };
-            let mut socket = Socket {
-                stream,
-                settings,
-                last_heard: Instant::now(),
-                pinged_at: None,
-            };
-            let end = match conversation() {
-                Ok(mut conversation) => socket.run(&mut conversation).await,
-                Err(close) => End::Close(close),
+            let stream = Arc::new(stream);
+            let (end, begun) = match conversation() {
+                Ok(conversation) => {
+                    Socket::new(stream.clone(), &received, conversation, settings.clone())
+                        .run()
+                        .await
+                }
+                Err(close) => (End::Close(close), Vec::new()),
             };
             // Boxed, so that it takes no room in the task while the connection lives.
-            Box::pin(socket.end(end)).await;
+            Box::pin(part(&stream, end, begun, &settings)).await;
         });
         self.response
     }
@@ -186,23 +183,19 @@ fn has_word(headers: &HeaderMap, name: HeaderName, word: &str) -> bool {
     words.any(|given| given.trim().eq_ignore_ascii_case(word))
 }
 
-async fn open(on_upgrade: OnUpgrade, settings: &Settings) -> Option<WebSocketStream<TcpStream>> {
+/// The socket behind an upgrade, what came of it behind the request, and what it counts as.
+async fn open(on_upgrade: OnUpgrade) -> Option<(TcpStream, Bytes, Seat)> {
     let upgraded = on_upgrade.await.ok()?;
     let parts = upgraded.downcast::<TokioIo<Receipted>>().ok()?;
-    let stream = parts.io.into_inner().into_stream();
-    let config = WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER_BYTES)
-        .write_buffer_size(WRITE_BUFFER_BYTES)
-        .max_message_size(Some(settings.inbound_message_bytes_max))
-        .max_frame_size(Some(settings.inbound_message_bytes_max));
-    let early = parts.read_buf.to_vec();
-    let socket =
-        WebSocketStream::from_partially_read(stream, early, Role::Server, Some(config)).await;
-    Some(socket)
+    let (stream, seat) = parts.io.into_inner().into_parts();
+    Some((stream, parts.read_buf, seat))
 }
 
-struct Socket {
-    stream: WebSocketStream<TcpStream>,
+struct Socket<C: Conversation> {
+    stream: Arc<TcpStream>,
+    writer: Arc<Writer<C::Source>>,
+    decoder: Decoder,
+    conversation: C,
     settings: Arc<Settings>,
     last_heard: Instant,
     /// When it was pinged, if nothing came since.
@@ -210,9 +203,10 @@ struct Socket {
 }
 
 /// Why a socket's loop ended.
+#[derive(Debug)]
 enum End {
-    /// The peer closed, and is owed the answer to its close frame.
-    PeerClosed,
+    /// The peer closed, and is owed an answer with this code.
+    PeerClosed(Option<u16>),
     /// The connection is broken, or takes nothing any more.
     Broken,
     Close(Close),
@@ -220,49 +214,141 @@ enum End {
     CloseUnreadable(Close),
 }
 
-impl Socket {
-    async fn run(&mut self, conversation: &mut impl Conversation) -> End {
-        let Err(end) = self.converse(conversation).await;
-        end
+impl<C: Conversation> Socket<C> {
+    fn new(
+        stream: Arc<TcpStream>,
+        received: &[u8],
+        conversation: C,
+        settings: Arc<Settings>,
+    ) -> Self {
+        let mut decoder = Decoder::new(settings.inbound_message_bytes_max);
+        decoder.receive(received);
+        let source = conversation.source();
+        Self {
+            writer: Writer::new(stream.clone(), source, &settings.flushers),
+            stream,
+            decoder,
+            conversation,
+            settings,
+            last_heard: Instant::now(),
+            pinged_at: None,
+        }
     }
 
-    async fn converse(&mut self, conversation: &mut impl Conversation) -> Result<Infallible, End> {
-        let mut timer = pin!(sleep_until(self.next_check(conversation)));
-        let mut batch = VecDeque::new();
+    /// Serves until one side ends it. What is left of the bytes that were begun goes in front of
+    /// the close.
+    async fn run(&mut self) -> (End, Vec<u8>) {
+        let Err(end) = self.converse().await;
+        if !matches!(end, End::Broken) {
+            self.writer.flush();
+        }
+        (end, self.writer.retire())
+    }
+
+    async fn converse(&mut self) -> Result<Infallible, End> {
+        self.hear().await?;
+        self.writer.flush();
+        let mut timer = pin!(sleep_until(self.next_check()));
         loop {
-            tokio::select! {
-                message = self.stream.next() => {
-                    self.on_message(message, conversation).await?;
-                    let due = conversation.deadline();
-                    if due.is_some_and(|due| due < timer.deadline()) {
-                        timer.as_mut().reset(self.next_check(conversation));
+            let event = poll_fn(|cx| {
+                if let Poll::Ready(attention) = self.writer.poll_attention(cx) {
+                    return Poll::Ready(Event::Attention(attention));
+                }
+                if timer.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Event::Timer);
+                }
+                self.stream.poll_read_ready(cx).map(|_| Event::Readable)
+            });
+            match event.await {
+                Event::Attention(Attention::Stopped(Stopped::Broken)) => return Err(End::Broken),
+                Event::Attention(Attention::Stopped(Stopped::Close(close))) => {
+                    return Err(End::Close(close));
+                }
+                // Boxed, so that it takes no room in the task while the connection lives.
+                Event::Attention(Attention::Blocked) => Box::pin(self.unblock()).await?,
+                Event::Readable => {
+                    if self.receive()? {
+                        self.hear().await?;
+                        let due = self.conversation.deadline();
+                        if due.is_some_and(|due| due < timer.deadline()) {
+                            timer.as_mut().reset(self.next_check());
+                        }
                     }
                 }
-                taken = poll_fn(|cx| conversation.poll_take(cx, &mut batch)) => {
-                    taken.map_err(End::Close)?;
-                    self.write(&mut batch, conversation).await?;
-                }
-                () = &mut timer => {
-                    self.on_timer(conversation).await?;
-                    timer.as_mut().reset(self.next_check(conversation));
+                Event::Timer => {
+                    self.on_timer().await?;
+                    timer.as_mut().reset(self.next_check());
                 }
             }
         }
     }
 
+    /// Whether anything came.
+    fn receive(&mut self) -> Result<bool, End> {
+        match receive(&self.stream, &mut self.decoder) {
+            Ok(0) => Err(End::Broken),
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(_) => Err(End::Broken),
+        }
+    }
+
+    /// Sees to all messages that were received.
+    async fn hear(&mut self) -> Result<(), End> {
+        loop {
+            let incoming = self.decoder.decode();
+            let incoming = incoming.map_err(|why| End::CloseUnreadable(unreadable(why)))?;
+            let Some(incoming) = incoming else {
+                return Ok(());
+            };
+            self.last_heard = Instant::now();
+            self.pinged_at = None;
+            self.on_message(incoming).await?;
+            // The answers must not pile up in front of a peer that asks and asks and takes none.
+            if self.writer.is_blocked() {
+                Box::pin(self.unblock()).await?;
+            }
+        }
+    }
+
+    async fn on_message(&mut self, message: Incoming) -> Result<(), End> {
+        let text = match message {
+            Incoming::Text(text) => text,
+            Incoming::Binary(bytes) if C::READS_BINARY => {
+                let not_text = |_| End::Close(unreadable(Malformed::NotUtf8));
+                String::from_utf8(bytes).map_err(not_text)?
+            }
+            Incoming::Binary(_) => {
+                let close = Close::plain(1003, "Binary messages are not supported");
+                return Err(End::Close(close));
+            }
+            Incoming::Close(code) => return Err(End::PeerClosed(code)),
+            Incoming::Ping(payload) => {
+                self.writer.control(|bytes| push_pong(bytes, &payload));
+                return Ok(());
+            }
+            Incoming::Pong => return Ok(()),
+        };
+        // Boxed, so that what a message needs takes no room while none is there.
+        let answered = Box::pin(self.conversation.on_text(&text)).await;
+        self.writer.flush();
+        answered.map_err(End::Close)
+    }
+
     /// Timers are not moved by traffic: when one is due, the time of the last message decides.
-    fn next_check(&self, conversation: &impl Conversation) -> Instant {
+    fn next_check(&self) -> Instant {
         let check = match self.pinged_at {
             None => self.last_heard + self.settings.ping_after,
             Some(pinged_at) => pinged_at + self.settings.pong_within,
         };
-        conversation.deadline().map_or(check, |d| d.min(check))
+        self.conversation.deadline().map_or(check, |d| d.min(check))
     }
 
-    async fn on_timer(&mut self, conversation: &mut impl Conversation) -> Result<(), End> {
+    async fn on_timer(&mut self) -> Result<(), End> {
         let now = Instant::now();
-        if conversation.deadline().is_some_and(|due| due <= now) {
-            conversation.on_deadline().map_err(End::Close)?;
+        if self.conversation.deadline().is_some_and(|due| due <= now) {
+            self.conversation.on_deadline().map_err(End::Close)?;
+            self.writer.flush();
         }
         let Settings {
             ping_after,
@@ -271,155 +357,183 @@ impl Socket {
         } = *self.settings;
         match self.pinged_at {
             None if now - self.last_heard >= ping_after => {
-                let ping = Message::Ping(Bytes::new());
-                self.send(ping, true, conversation).await?;
-                self.pinged_at = Some(Instant::now());
+                self.writer.control(push_ping);
+                self.pinged_at = Some(now);
                 Ok(())
             }
-            // While something was written nothing was read: the answer may lie there already.
-            Some(pinged_at) if now - pinged_at >= pong_within => {
-                match self.stream.next().now_or_never() {
-                    Some(message) => self.on_message(message, conversation).await,
-                    None => Err(End::Close(conversation.on_silence())),
+            // While the peer took nothing it was not listened to: its answer may lie there already.
+            Some(pinged_at) if now - pinged_at >= pong_within => match self.receive()? {
+                true => self.hear().await,
+                false => {
+                    CUT_OFFS.count(CutOff::NoPong);
+                    Err(End::Close(self.conversation.on_silence()))
                 }
-            }
+            },
             _ => Ok(()),
         }
     }
 
-    async fn on_message<C: Conversation>(
-        &mut self,
-        message: Option<Result<Message, Error>>,
-        conversation: &mut C,
-    ) -> Result<(), End> {
-        self.last_heard = Instant::now();
-        self.pinged_at = None;
-        match message {
-            // Boxed, so that what a message needs takes no room while none is there.
-            Some(Ok(Message::Text(text))) => {
-                let answered = Box::pin(conversation.on_text(&text)).await;
-                answered.map_err(End::Close)
+    /// Waits until the peer has taken all there is, as long as it keeps accepting bytes and its
+    /// outbox does not overflow. It is not listened to meanwhile.
+    async fn unblock(&mut self) -> Result<(), End> {
+        let mut patience = pin!(sleep(self.settings.write_timeout));
+        while self.writer.is_blocked() {
+            tokio::select! {
+                biased;
+                writable = self.stream.writable() => {
+                    writable.map_err(|_| End::Broken)?;
+                    if self.writer.resume() {
+                        patience.as_mut().reset(Instant::now() + self.settings.write_timeout);
+                    }
+                }
+                close = poll_fn(|cx| self.writer.poll_abandon(cx)) => return Err(End::Close(close)),
+                () = &mut patience => {
+                    CUT_OFFS.count(CutOff::WriteTimeout);
+                    return Err(End::Broken);
+                }
             }
-            Some(Ok(Message::Binary(bytes))) if C::READS_BINARY => {
-                let not_text = |_| End::Close(Close::plain(1007, "Text is not valid UTF-8"));
-                let text = std::str::from_utf8(&bytes).map_err(not_text)?;
-                let answered = Box::pin(conversation.on_text(text)).await;
-                answered.map_err(End::Close)
-            }
-            Some(Ok(Message::Binary(_))) => {
-                let close = Close::plain(1003, "Binary messages are not supported");
-                Err(End::Close(close))
-            }
-            Some(Ok(Message::Close(_))) => Err(End::PeerClosed),
-            // Sent before more is read: the answers must not pile up in front of a peer that
-            // asks and asks and takes none.
-            Some(Ok(Message::Ping(payload))) => {
-                self.send(Message::Pong(payload), true, conversation).await
-            }
-            Some(Ok(Message::Pong(_) | Message::Frame(_))) => Ok(()),
-            Some(Err(error)) => Err(unreadable(&error).map_or(End::Broken, End::CloseUnreadable)),
-            None => Err(End::Broken),
-        }
-    }
-
-    async fn write(
-        &mut self,
-        batch: &mut VecDeque<Frame>,
-        conversation: &mut impl Conversation,
-    ) -> Result<(), End> {
-        while let Some(frame) = batch.pop_front() {
-            let is_last = batch.is_empty();
-            let message = Message::Text(frame.into_text());
-            self.send(message, is_last, conversation).await?;
         }
         Ok(())
     }
+}
 
-    /// Writes, as far as the peer keeps accepting bytes and its outbox does not overflow.
-    async fn send(
-        &mut self,
-        message: Message,
-        flush: bool,
-        conversation: &mut impl Conversation,
-    ) -> Result<(), End> {
-        let stream = &mut self.stream;
-        let written = async move {
-            match flush {
-                true => stream.send(message).await,
-                false => stream.feed(message).await,
-            }
-        };
-        tokio::select! {
-            biased;
-            written = written => written.map_err(|_| End::Broken),
-            close = poll_fn(|cx| conversation.poll_abandon(cx)) => Err(End::Close(close)),
-            () = sleep(self.settings.write_timeout) => Err(End::Broken),
-        }
-    }
-
-    async fn end(&mut self, end: End) {
-        let (close, readable) = match end {
-            End::Broken => return,
-            End::PeerClosed => {
-                let _ = timeout(CLOSE_WITHIN, self.stream.flush()).await;
-                return;
-            }
-            End::Close(close) => (close, true),
-            End::CloseUnreadable(close) => (close, false),
-        };
-        let write_timeout = self.settings.write_timeout;
-        let _ = timeout(write_timeout, self.say_goodbye(close)).await;
-        let _ = timeout(CLOSE_WITHIN, self.hear_out(readable)).await;
-    }
-
-    async fn say_goodbye(&mut self, close: Close) -> Result<(), Error> {
-        if let Some(frame) = close.last_words {
-            self.stream.feed(Message::Text(frame.into_text())).await?;
-        }
-        let frame = CloseFrame {
-            code: CloseCode::from(close.code),
-            reason: close.reason.as_ref().into(),
-        };
-        self.stream.send(Message::Close(Some(frame))).await
-    }
-
-    /// Reads until the peer is gone: closing a socket with unread bytes would reset it, and the
-    /// peer might lose our last words.
-    async fn hear_out(&mut self, readable: bool) {
-        if readable {
-            while let Some(Ok(_)) = self.stream.next().await {}
-        }
-        let stream = self.stream.get_mut();
-        let _ = stream.shutdown().await;
-        let mut discarded = [0; 1024];
-        while stream.read(&mut discarded).await.is_ok_and(|n| n > 0) {}
+/// A task that is given up mid-way keeps nothing open either.
+impl<C: Conversation> Drop for Socket<C> {
+    fn drop(&mut self) {
+        self.writer.retire();
     }
 }
 
-/// What to tell a peer whose bytes cannot be read; `None` where there is nobody to tell.
-fn unreadable(error: &Error) -> Option<Close> {
-    match error {
-        Error::Capacity(CapacityError::MessageTooLong { .. }) => {
-            Some(Close::plain(1009, "Message too large"))
+enum Event {
+    Attention(Attention),
+    Readable,
+    Timer,
+}
+
+/// Reads once, by way of one buffer for all. How many bytes; none at the end.
+fn receive(stream: &TcpStream, decoder: &mut Decoder) -> io::Result<usize> {
+    thread_local! {
+        static BYTES: RefCell<[u8; READ_BYTES]> = const { RefCell::new([0; READ_BYTES]) };
+    }
+    BYTES.with_borrow_mut(|bytes| {
+        let read = stream.try_read(bytes)?;
+        decoder.receive(&bytes[..read]);
+        Ok(read)
+    })
+}
+
+/// Ends the connection in the way the loop ended. `bytes` go first.
+async fn part(stream: &TcpStream, end: End, mut bytes: Vec<u8>, settings: &Settings) {
+    let within = match &end {
+        End::Broken => return,
+        End::PeerClosed(code) => {
+            push_close(&mut bytes, *code, "");
+            CLOSE_WITHIN
         }
-        Error::Utf8(_) => Some(Close::plain(1007, "Text is not valid UTF-8")),
-        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
-        Error::Protocol(_) => Some(Close::plain(1002, "WebSocket protocol error")),
+        End::Close(close) | End::CloseUnreadable(close) => {
+            if let Some(frame) = &close.last_words {
+                push_text(&mut bytes, frame.as_str());
+            }
+            push_close(&mut bytes, Some(close.code), &close.reason);
+            settings.write_timeout
+        }
+    };
+    if !matches!(timeout(within, write_all(stream, &bytes)).await, Ok(Ok(()))) {
+        return;
+    }
+    let bytes_max = settings.inbound_message_bytes_max;
+    let decoder = match end {
+        End::Close(_) => Some(Decoder::new(bytes_max)),
         _ => None,
+    };
+    let _ = timeout(CLOSE_WITHIN, hear_out(stream, decoder)).await;
+}
+
+async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        stream.writable().await?;
+        match stream.try_write(bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Reads until the peer is gone: closing a socket with unread bytes would reset it, and the peer
+/// might lose our last words. With a decoder the peer may answer our close before we hang up.
+async fn hear_out(stream: &TcpStream, decoder: Option<Decoder>) -> io::Result<()> {
+    if let Some(mut decoder) = decoder {
+        while !has_said_goodbye(&mut decoder) {
+            if hear_more(stream, &mut decoder).await? == 0 {
+                return Ok(());
+            }
+        }
+    }
+    SockRef::from(stream).shutdown(Shutdown::Write)?;
+    while hear_more(stream, &mut Decoder::new(0)).await? > 0 {}
+    Ok(())
+}
+
+async fn hear_more(stream: &TcpStream, decoder: &mut Decoder) -> io::Result<usize> {
+    loop {
+        stream.readable().await?;
+        match receive(stream, decoder) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            read => return read,
+        }
+    }
+}
+
+/// Or has sent what cannot be read.
+fn has_said_goodbye(decoder: &mut Decoder) -> bool {
+    loop {
+        match decoder.decode() {
+            Ok(None) => return false,
+            Ok(Some(Incoming::Close(_))) | Err(_) => return true,
+            Ok(Some(_)) => {}
+        }
+    }
+}
+
+fn unreadable(why: Malformed) -> Close {
+    match why {
+        Malformed::TooLarge => {
+            CUT_OFFS.count(CutOff::MessageTooLarge);
+            Close::plain(1009, "Message too large")
+        }
+        Malformed::NotUtf8 => Close::plain(1007, "Text is not valid UTF-8"),
+        Malformed::Protocol => {
+            CUT_OFFS.count(CutOff::ProtocolError);
+            Close::plain(1002, "WebSocket protocol error")
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::Outbox;
+    use std::collections::VecDeque;
+    use std::task::Context;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     const PING: [u8; 6] = [0x89, 0x80, 0, 0, 0, 0];
+    const OUTBOX_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-    struct Silent;
+    struct Silent(Arc<Outbox>);
 
     impl Conversation for Silent {
-        async fn on_text(&mut self, _: &str) -> Result<(), Close> {
+        type Source = All;
+
+        fn source(&self) -> All {
+            All(self.0.clone())
+        }
+
+        async fn on_text(&mut self, text: &str) -> Result<(), Close> {
+            self.0.push(text.to_owned().into());
             Ok(())
         }
 
@@ -431,25 +545,30 @@ mod tests {
             Ok(())
         }
 
-        fn poll_take(
-            &mut self,
-            _: &mut Context<'_>,
-            _: &mut VecDeque<Frame>,
-        ) -> Poll<Result<(), Close>> {
-            Poll::Pending
-        }
-
-        fn poll_abandon(&mut self, _: &mut Context<'_>) -> Poll<Close> {
-            Poll::Pending
-        }
-
         fn on_silence(&self) -> Close {
             Close::plain(4201, "silence")
         }
     }
 
-    /// A socket and its peer's end of the connection.
-    async fn connected() -> (Socket, TcpStream) {
+    struct All(Arc<Outbox>);
+
+    impl Source for All {
+        fn poll_take(
+            &self,
+            cx: &mut Context<'_>,
+            batch: &mut VecDeque<Frame>,
+        ) -> Poll<Result<(), Close>> {
+            let taken = self.0.poll_take(cx, batch);
+            taken.map_err(|_| Close::plain(4100, "closed"))
+        }
+
+        fn poll_abandon(&self, cx: &mut Context<'_>) -> Poll<Close> {
+            self.0.poll_slow(cx).map(|()| Close::plain(4100, "slow"))
+        }
+    }
+
+    /// A socket, what it is to send, and its peer's end of the connection.
+    async fn connected() -> (Socket<Silent>, Arc<Outbox>, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (peer, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
@@ -460,62 +579,108 @@ mod tests {
             write_timeout: Duration::from_millis(200),
             inbound_message_bytes_max: 1000,
             tasks: TaskTracker::new(),
+            flushers: Arc::new(Flushers::start()),
         };
-        let socket = Socket {
-            stream: WebSocketStream::from_raw_socket(stream, Role::Server, None).await,
-            settings: Arc::new(settings),
-            last_heard: Instant::now(),
-            pinged_at: None,
-        };
-        (socket, peer.unwrap())
+        let outbox = Arc::new(Outbox::new(OUTBOX_BYTES_MAX));
+        let conversation = Silent(outbox.clone());
+        let socket = Socket::new(Arc::new(stream), &[], conversation, Arc::new(settings));
+        (socket, outbox, peer.unwrap())
+    }
+
+    /// Sends as many bytes as are taken, and stays.
+    fn flood(mut peer: TcpStream, bytes: Vec<u8>) -> tokio::task::JoinHandle<io::Result<()>> {
+        tokio::spawn(async move {
+            for _ in 0..250 {
+                peer.write_all(&bytes).await?;
+            }
+            std::future::pending().await
+        })
     }
 
     #[tokio::test]
     async fn a_peer_that_pings_and_reads_nothing_is_cut_off() {
-        let (mut socket, mut peer) = connected().await;
+        let (mut socket, _, peer) = connected().await;
         let mut ping = vec![0x89, 0x80 | 125, 0, 0, 0, 0];
         ping.resize(6 + 125, b'x');
-        let pings = ping.repeat(1000);
-        let peer = tokio::spawn(async move {
-            for _ in 0..250 {
-                peer.write_all(&pings).await?;
-            }
-            // Still there, had all of it been taken.
-            std::future::pending().await
-        });
-        let served = timeout(Duration::from_secs(10), socket.run(&mut Silent)).await;
-        assert!(matches!(served, Ok(End::Broken)));
+        let peer = flood(peer, ping.repeat(1000));
+        let served = timeout(Duration::from_secs(10), socket.run()).await;
+        assert!(matches!(served, Ok((End::Broken, _))));
         peer.abort();
-        let _: Result<Result<(), std::io::Error>, _> = peer.await;
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_asks_and_reads_no_answers_is_cut_off() {
+        let (mut socket, outbox, peer) = connected().await;
+        let mut text = vec![0x81, 0x80 | 125, 0, 0, 0, 0];
+        text.resize(6 + 125, b'x');
+        let peer = flood(peer, text.repeat(1000));
+        let served = timeout(Duration::from_secs(10), socket.run()).await;
+        assert!(matches!(served, Ok((End::Broken, _))));
+        assert_eq!(outbox.closing(), None);
+        peer.abort();
+    }
+
+    #[tokio::test]
+    async fn what_a_slow_reader_gets_is_whole_and_in_order() {
+        const FRAMES: u32 = 20_000;
+        let (mut socket, outbox, mut peer) = connected().await;
+        socket.writer.flush();
+        let served = tokio::spawn(async move { socket.run().await.0 });
+        let mut expected = Vec::new();
+        for n in 0..FRAMES {
+            let text = format!("{n} {}", "x".repeat(n as usize % 300));
+            push_text(&mut expected, &text);
+            outbox.push(text.into());
+        }
+        let mut got = vec![0; expected.len()];
+        for piece in got.chunks_mut(50_000) {
+            peer.read_exact(piece).await.unwrap();
+        }
+        assert!(got == expected);
+        outbox.close(crate::hub::Closing::Draining);
+        let end = served.await.unwrap();
+        assert!(matches!(end, End::Close(Close { code: 4100, .. })));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_ends_is_kept_open_by_nobody() {
+        let (mut socket, outbox, mut peer) = connected().await;
+        peer.write_all(&[0x88, 0x80, 0, 0, 0, 0]).await.unwrap();
+        let (end, _) = socket.run().await;
+        assert!(matches!(end, End::PeerClosed(None)));
+        drop(socket);
+        // The outbox lives on, and with it whoever it would wake.
+        assert_eq!(Arc::strong_count(&outbox), 1);
+        assert_eq!(peer.read(&mut [0]).await.unwrap(), 0);
     }
 
     #[tokio::test]
     async fn a_peer_is_pinged_before_it_counts_as_silent() {
-        let (mut socket, mut peer) = connected().await;
+        let (mut socket, _, mut peer) = connected().await;
         // As after a write that took long.
         socket.last_heard = Instant::now() - Duration::from_secs(31);
-        assert!(socket.on_timer(&mut Silent).await.is_ok());
+        assert!(socket.on_timer().await.is_ok());
         let mut ping = [0; 2];
         peer.read_exact(&mut ping).await.unwrap();
         assert_eq!(ping, [0x89, 0]);
-        let left = socket.next_check(&Silent) - Instant::now();
+        let left = socket.next_check() - Instant::now();
         assert!(left > Duration::from_secs(9), "{left:?}");
     }
 
     #[tokio::test]
     async fn what_waits_to_be_read_is_a_sign_of_life() {
-        let (mut socket, mut peer) = connected().await;
+        let (mut socket, _, mut peer) = connected().await;
         socket.last_heard = Instant::now() - Duration::from_secs(31);
-        socket.on_timer(&mut Silent).await.ok().unwrap();
+        socket.on_timer().await.ok().unwrap();
         peer.write_all(&PING).await.unwrap();
-        socket.stream.get_ref().readable().await.unwrap();
+        socket.stream.readable().await.unwrap();
         socket.pinged_at = socket.pinged_at.map(|at| at - Duration::from_secs(11));
-        assert!(socket.on_timer(&mut Silent).await.is_ok());
+        assert!(socket.on_timer().await.is_ok());
         assert!(socket.last_heard.elapsed() < Duration::from_secs(1));
         socket.last_heard -= Duration::from_secs(31);
-        assert!(socket.on_timer(&mut Silent).await.is_ok());
+        assert!(socket.on_timer().await.is_ok());
         socket.pinged_at = socket.pinged_at.map(|at| at - Duration::from_secs(11));
-        let end = socket.on_timer(&mut Silent).await.unwrap_err();
+        let end = socket.on_timer().await.unwrap_err();
         assert!(matches!(end, End::Close(Close { code: 4201, .. })));
     }
 }

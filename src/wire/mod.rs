@@ -4,3 +4,5 @@ pub mod bayeux;
 pub mod json;
 pub mod pusher;
 pub mod rest;
+pub mod webhooks;
+pub mod websocket;

@@ -27,13 +27,21 @@ export async function openPage() {
   return (await browser).newPage();
 }
 
+/** The version that the server itself serves; of the others the build in the package. */
+export const SERVED = '1.4';
+const BUILDS = {
+  '0.8': '/page/node_modules/faye-0.8/browser/faye-browser.js',
+  '1.0': '/page/node_modules/faye-1.0/browser/faye-browser.js',
+  '1.2': '/page/node_modules/faye-1.2/client/faye-browser.js',
+};
+
 /**
- * Opens a page whose `world` (`world.js`) holds the browser build that the server serves, and whose `runStep(title)` runs a step.
+ * Opens a page whose `world` (`world.js`) holds a browser build of Faye, and whose `runStep(title)` runs a step.
  *
  * The page itself comes from nowhere: until it is there, requests below `/page/` are answered from the files of these tests. So its
  * origin can be that of the server, as if the application stood behind the same proxy.
  */
-async function openWorld(transport, { isCrossOrigin }) {
+async function openWorld(version, transport, { isCrossOrigin }) {
   const server = await startServer();
   const network = await startNetwork(server);
   const calls = callsTo(server, network);
@@ -41,8 +49,8 @@ async function openWorld(transport, { isCrossOrigin }) {
   const setting = { url: network.url, transport, holdMs: 1000 * HOLD_SECS };
   const html = `<!doctype html>
     <meta charset="utf-8">
-    <title>Faye over ${transport}</title>
-    <script src="${network.url}/client.js"></script>
+    <title>Faye ${version} over ${transport}</title>
+    <script src="${version === SERVED ? `${network.url}/client.js` : BUILDS[version]}"></script>
     <script type="module">
       import { scenario } from '/page/bayeux/support/scenario.js';
       import { createWorld } from '/page/bayeux/support/world.js';
@@ -57,27 +65,39 @@ async function openWorld(transport, { isCrossOrigin }) {
       };
     </script>`;
 
+  return openAt(`${origin}/page/`, html, (name, ...args) => calls[name](...args));
+}
+
+/**
+ * Opens a page of that text at an address below `/page/`, where it finds the files of these tests and `window.call`, which calls `call`
+ * here. Resolves once it has set `window.world`.
+ */
+export async function openAt(address, html, call) {
   const page = await openPage();
-  await page.exposeFunction('call', (name, ...args) => calls[name](...args));
-  await page.route('**/page/**', async (route) => {
-    const [, file] = /\/page\/(.*)$/.exec(new URL(route.request().url()).pathname);
-    if (file === '') return route.fulfill({ contentType: 'text/html; charset=utf-8', body: html });
-    await route.fulfill({ contentType: 'text/javascript; charset=utf-8', body: await readFile(new URL(`../../${file}`, import.meta.url)) });
-  });
-  await page.goto(`${origin}/page/`);
-  await page.waitForFunction(() => window.world);
-  await page.unroute('**/page/**'); // else preflights would be answered by the browser's driver
+  await page.exposeFunction('call', call);
+  const load = async (go) => {
+    await page.route('**/page/**', async (route) => {
+      const [, file] = /\/page\/(.*)$/.exec(new URL(route.request().url()).pathname);
+      if (file === '') return route.fulfill({ contentType: 'text/html; charset=utf-8', body: html });
+      await route.fulfill({ contentType: 'text/javascript; charset=utf-8', body: await readFile(new URL(`../../${file}`, import.meta.url)) });
+    });
+    await go();
+    await page.waitForFunction(() => window.world);
+    await page.unroute('**/page/**'); // else preflights would be answered by the browser's driver
+  };
+  await load(() => page.goto(address));
+  page.loadAnew = () => load(() => page.reload());
   return page;
 }
 
 /** Registers the scenario as tests in a page, one server and one page for all its steps. */
-export function scenarioInPage(transport, { isCrossOrigin = false } = {}) {
-  describe(`Faye in Chromium over ${transport}, ${isCrossOrigin ? 'another' : 'the same'} origin`, { concurrency: 1 }, () => {
+export function scenarioInPage(version, transport, { isCrossOrigin = false } = {}) {
+  describe(`Faye ${version} in Chromium over ${transport}, ${isCrossOrigin ? 'another' : 'the same'} origin`, { concurrency: 1 }, () => {
     let page;
     const errors = [];
 
     async function open() {
-      const opened = await openWorld(transport, { isCrossOrigin });
+      const opened = await openWorld(version, transport, { isCrossOrigin });
       opened.on('pageerror', (error) => errors.push(error));
       return opened;
     }

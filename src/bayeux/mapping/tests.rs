@@ -163,6 +163,26 @@ fn a_pattern_reaches_public_or_proven_private_channels() {
 }
 
 #[test]
+fn an_app_may_have_no_types_at_all() {
+    for (name, pusher) in [
+        ("/room", "room"),
+        ("/private/x", "private.x"),
+        ("/private-x", "=;70rivate-x"),
+        ("/presence-", "=;70resence-"),
+        ("/private-encrypted-x/y", "=;70rivate-encrypted-x.y"),
+        ("/public-x", "public-x"),
+        ("/!~6Deta/x", "meta.x"),
+    ] {
+        assert_eq!(to_pusher(name, Style::Untyped), Ok(key(pusher)));
+        assert_eq!(
+            to_bayeux(&key(pusher), Style::Untyped).as_deref(),
+            Some(name)
+        );
+        assert_eq!(key(pusher).kind(), ChannelKind::Public);
+    }
+}
+
+#[test]
 fn a_scope_covers_one_kind_alone() {
     let private = Scope::Private {
         signed_as: String::new(),
@@ -277,7 +297,7 @@ fn pusher_name() -> impl Strategy<Value = ChannelName> {
 }
 
 fn any_style() -> impl Strategy<Value = Style> {
-    prop::sample::select(&[Style::Typed, Style::Flat][..])
+    prop::sample::select(&Style::ALL[..])
 }
 
 proptest! {
@@ -306,7 +326,8 @@ proptest! {
 
     #[test]
     fn only_escapes_can_spoil_a_name(name in bayeux_name(), channel in pusher_name(), style in any_style()) {
-        if !channel.as_str().contains("=;") {
+        let may_be_typed = style != Style::Untyped || channel.kind() == ChannelKind::Public;
+        if may_be_typed && !channel.as_str().contains("=;") {
             prop_assert!(to_bayeux(&channel, style).is_some());
         }
         if is_name(&name) && !name.contains("!~") {
@@ -331,6 +352,20 @@ proptest! {
             &[ChannelKind::Public]
         };
         prop_assert!(expected.contains(&channel.kind()));
+    }
+
+    #[test]
+    fn in_untyped_style_every_name_is_of_a_public_channel(name in bayeux_name(), channel in pusher_name()) {
+        if let Ok(channel) = to_pusher(&name, Style::Untyped) {
+            prop_assert!(matches!(channel.kind(), ChannelKind::Public | ChannelKind::ServerToUser));
+        }
+        // What is private for Pusher clients cannot be spelled, so it does not leak.
+        if !matches!(channel.kind(), ChannelKind::Public | ChannelKind::ServerToUser) {
+            prop_assert_eq!(to_bayeux(&channel, Style::Untyped), None);
+        }
+        if let Some(pattern) = Pattern::parse(&format!("{name}/**")) && let Ok(scope) = Scope::of(&pattern, Style::Untyped) {
+            prop_assert_eq!(scope, Scope::Public);
+        }
     }
 
     #[test]

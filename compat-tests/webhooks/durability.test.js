@@ -1,0 +1,191 @@
+// What survives: kill -9 in the middle of everything, a restart, a receiver that is away (with `dir` in [webhooks]).
+
+import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+
+import { APP, Peer } from '../raw/peer.js';
+import { atEnd } from '../support/at-end.js';
+import { sleep, until } from '../support/events.js';
+import { runRaptor, startRaptor } from '../support/raptor.js';
+import { ANSWER, Receiver } from './receiver.js';
+
+/** `RAPTOR_LIVES=60` makes it a matter of two minutes. */
+const LIVES = Number(process.env.RAPTOR_LIVES ?? 4);
+
+const app = (webhooks) => ({ ...APP, limits: { client_events_per_sec_max: 10_000 }, webhooks });
+
+function directory() {
+  const dir = mkdtempSync(join(tmpdir(), 'raptor-webhooks-'));
+  atEnd(() => rmSync(dir, { recursive: true, force: true }));
+  return dir;
+}
+
+/** Half of the requests fail, in turn in each way. */
+function half() {
+  let n = 0;
+  return (...args) => (n++ % 2 === 0 ? [ANSWER.status(500), ANSWER.reset, ANSWER.breakOff][n % 3] : ANSWER.well)(...args);
+}
+
+const numbers = (events, channel) => events.filter((event) => event.channel === channel && event.name === 'client_event').map(({ event }) => Number(event.slice('client-'.length)));
+
+test('kill -9 in the middle of delivery loses nothing that anybody saw, repeats with the same id, and keeps the order', async () => {
+  const receiver = await Receiver.start({ answer: half() });
+  const dir = directory();
+  let raptor = await startRaptor({ config: { webhooks: { dir }, apps: [app([receiver.endpoint()])] } });
+  const CHANNELS = 8;
+  const seen = new Map(Array.from({ length: CHANNELS }, (_, c) => [`private-${c}`, []]));
+  let number = 0;
+  for (let life = 0; life < LIVES; life++) {
+    const [sender, listener] = [await Peer.connect(raptor), await Peer.connect(raptor)];
+    for (const channel of seen.keys()) {
+      await sender.subscribe(channel);
+      await listener.subscribe(channel);
+    }
+    let isOver = false;
+    const sending = (async () => {
+      while (!isOver) {
+        for (let n = 0; n < 5; n++, number++) sender.send({ event: `client-${number}`, channel: `private-${number % CHANNELS}`, data: 'x' });
+        await sleep(5);
+      }
+    })();
+    const listening = (async () => {
+      for (;;) {
+        const { event, channel } = await listener.frame();
+        seen.get(channel).push(Number(event.slice('client-'.length)));
+      }
+    })().catch(() => {});
+    await sleep(400 + Math.random() * 600);
+    await raptor.stop('SIGKILL');
+    isOver = true;
+    await sending;
+    await listening;
+    raptor = await raptor.restart('SIGKILL');
+  }
+  const total = [...seen.values()].flat().length;
+  assert.ok(total > LIVES * 100, `${total} events`);
+  if (process.env.RAPTOR_LIVES) console.log(`${total} events seen in ${LIVES} lives, ${receiver.requests.length} requests, ${receiver.deliveries.length} of them answered well`);
+  const missing = () => [...seen].flatMap(([channel, list]) => {
+    const got = new Set(numbers(receiver.events, channel));
+    return list.filter((n) => !got.has(n));
+  });
+  await until(() => missing().length === 0, () => `all of ${total}; missing ${missing().slice(0, 20)}`, 60_000);
+  receiver.isExact();
+  for (const channel of seen.keys()) {
+    const got = numbers(receiver.events, channel);
+    assert.deepEqual(got, [...new Set(got)].sort((a, b) => a - b), channel);
+  }
+  // Nobody has come back after the last start: each channel is vacated, once.
+  await until(() => receiver.named('channel_vacated').length >= CHANNELS, 'every channel is vacated', 20_000);
+  const existence = receiver.named('channel_occupied', 'channel_vacated').filter(({ channel }) => channel === 'private-0').map(({ name }) => name);
+  assert.deepEqual(existence, ['channel_occupied', 'channel_vacated']);
+  await raptor.stop();
+});
+
+test('a restart makes no event for clients that come back', async () => {
+  const receiver = await Receiver.start();
+  let raptor = await startRaptor({ config: { webhooks: { dir: directory() }, apps: [app([receiver.endpoint({ events: ['channel_existence', 'presence'] })])] } });
+  const join = async (user) => {
+    const peer = await Peer.connect(raptor);
+    peer.askToSubscribe('presence-room', { channelData: JSON.stringify({ user_id: user }) });
+  };
+  await join('stays');
+  await join('goes');
+  await receiver.until(3);
+  raptor = await raptor.restart();
+  await join('stays');
+  await receiver.until(4, 15_000);
+  assert.deepEqual(receiver.events.at(-1), { name: 'member_removed', channel: 'presence-room', user_id: 'goes' });
+  await sleep(1_000);
+  assert.equal(receiver.events.length, 4);
+});
+
+test('dead letters are listed, shown, and replayed, with every attempt', async () => {
+  const receiver = await Receiver.start({ answer: ANSWER.status(503) });
+  const dir = directory();
+  const config = { webhooks: { dir }, apps: [app([receiver.endpoint({ name: 'billing', retry_secs: 2, events: ['channel_occupied'] })])] };
+  const raptor = await startRaptor({ config });
+  const webhooks = async (...args) => {
+    const { code, stdout, stderr } = await runRaptor(['webhooks', ...args, '--dir', dir]);
+    return code === 0 ? stdout.trim() : `failed: ${stderr.trim()}`;
+  };
+  const peer = await Peer.connect(raptor);
+  assert.equal(await webhooks('list'), 'no deliveries');
+  await peer.subscribe('lost');
+  const list = await until(async () => {
+    const lines = await webhooks('list', '--state', 'dead');
+    return lines !== 'no deliveries' && lines;
+  }, 'a dead letter', 10_000);
+  assert.match(list, /^[0-9a-f]{32}  dead       \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ  app 3  billing  1 event  2 attempts, status 503$/);
+  const [id] = list.split(' ');
+  const shown = await webhooks('show', id);
+  assert.match(shown, /^state +dead$/m);
+  assert.equal(shown.match(/^attempt   \S+Z  \d+ ms  status 503$/gm).length, 2);
+  assert.match(shown, /^body +\{"time_ms":\d+,"events":\[\{"name":"channel_occupied","channel":"lost"\}\]\}$/m);
+  assert.equal(await webhooks('replay', 'nothing'), 'failed: not known, not over yet, or without a body: nothing');
+
+  receiver.answer = ANSWER.well;
+  assert.equal(await webhooks('replay', '--dead'), '1 dead letter will be sent again');
+  await receiver.until(1);
+  const { id: again, valid, time_ms: time } = receiver.deliveries[0];
+  assert.deepEqual([again, valid], [id, true]);
+  assert.ok(time > receiver.requests[0].time_ms, 'a verifier takes it for new');
+  await until(async () => (await webhooks('list')).includes('delivered'));
+  assert.match(await webhooks('list'), / delivered .* 3 attempts, status 200$/);
+
+  // A store is read after its server, too.
+  await raptor.stop();
+  assert.match(await webhooks('show', id), /^body +not kept/m);
+  assert.match((await runRaptor(['webhooks', 'list'], { config })).stdout, new RegExp(`^${id}`));
+});
+
+test('what waits for a receiver that is away is delivered when both are back', async () => {
+  const receiver = await Receiver.start({ answer: ANSWER.reset });
+  const config = { webhooks: { dir: directory() }, apps: [app([receiver.endpoint({ batching: false, events: ['channel_occupied'] })])] };
+  const raptor = await startRaptor({ config });
+  const peer = await Peer.connect(raptor);
+  for (let n = 0; n < 300; n++) peer.askToSubscribe(`waiting-${n}`);
+  await until(() => receiver.requests.length > 100);
+  const ids = new Map(receiver.requests.map(({ body, id }) => [body, id]));
+  await raptor.stop('SIGKILL');
+  receiver.answer = ANSWER.well;
+  await raptor.restart();
+  await receiver.until(300, 20_000);
+  assert.equal(new Set(receiver.events.map(({ channel }) => channel)).size, 300);
+  for (const { body, id } of receiver.deliveries) assert.equal(ids.get(body) ?? id, id);
+  receiver.isExact();
+});
+
+test('a second server is kept from the directory of another', async () => {
+  const receiver = await Receiver.start();
+  const config = { listen: '127.0.0.1:0', webhooks: { dir: directory() }, apps: [app([receiver.endpoint()])] };
+  await startRaptor({ config });
+  const { code, stderr } = await runRaptor([], { config });
+  assert.equal(code, 1);
+  assert.match(stderr, /^webhooks cannot be kept: another server uses /m);
+});
+
+test('start-up says where webhooks are kept', async () => {
+  const receiver = await Receiver.start();
+  const dir = directory();
+  const said = async (webhooks) => {
+    const raptor = await startRaptor({ config: { webhooks, apps: [app([receiver.endpoint()])] } });
+    await until(() => raptor.stdout().includes('trigger'));
+    return /^Webhooks are kept (.*)$/m.exec(raptor.stdout())[1];
+  };
+  assert.equal(await said({ dir }), `in ${dir}, up to 1024 MiB, synced to disk now and then`);
+  assert.equal(await said({ dir: directory(), fsync: true }).then((line) => line.split(', ').at(-1)), 'synced to disk at each write');
+  assert.equal(await said({}), 'in memory only, up to 64 MiB: they do not survive this process (set `dir` in [webhooks])');
+});
+
+test('in memory, a server that stops tells of everybody who leaves, before it ends', async () => {
+  const receiver = await Receiver.start();
+  const raptor = await startRaptor({ config: { apps: [app([receiver.endpoint({ events: ['channel_existence', 'presence'] })])] } });
+  const peer = await Peer.connect(raptor);
+  await peer.join('presence-room', 'u', {});
+  await receiver.until(2);
+  assert.equal((await raptor.stop()).code, 0);
+  assert.deepEqual(receiver.events.slice(2).map(({ name }) => name), ['member_removed', 'channel_vacated']);
+});

@@ -1,0 +1,373 @@
+//! Writing to sockets without their tasks.
+//!
+//! What a socket is to send waits in its [`Source`], usually an outbox. The first frame wakes the
+//! socket's [`Writer`], which does not run by itself: it queues up at a [`Flushers`] task, and that
+//! task writes to one socket after the other. A round over many sockets takes a while; whatever is
+//! published meanwhile gathers and goes out in the next round, many frames in one write. So the
+//! busier the server, the less a delivery costs; and a lone event still goes out at once.
+//!
+//! ```text
+//!          woken by its source             all taken is written
+//!  idle ──────────────────────► queued ─────────────────────────► idle
+//!                                  │ the socket takes no more
+//!                                  ▼
+//!                               blocked ─── its own task waits, and writes the rest ───► idle
+//! ```
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::mem;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+
+use tokio::net::TcpStream;
+
+use super::websocket::Close;
+use crate::hub::Frame;
+use crate::wire::websocket::push_text;
+
+/// Frames are gathered up to this size, or to one frame, for one write.
+const WRITE_BYTES: usize = 16 * 1024;
+/// After so many sockets a flusher lets other tasks run.
+const FLUSHES_BEFORE_YIELD: usize = 64;
+
+/// What a socket is to send.
+pub trait Source: Send + Sync + 'static {
+    /// Waits for frames and moves them to the empty `batch`; all of the batch before is written.
+    /// `Err` once nothing more is to come.
+    fn poll_take(
+        &self,
+        cx: &mut Context<'_>,
+        batch: &mut VecDeque<Frame>,
+    ) -> Poll<Result<(), Close>>;
+
+    /// While the peer takes nothing: waits until it is of no use to go on.
+    fn poll_abandon(&self, cx: &mut Context<'_>) -> Poll<Close>;
+}
+
+/// Why nothing more can be written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Stopped {
+    Broken,
+    Close(Close),
+}
+
+/// What the task of a socket has to see to.
+#[derive(PartialEq, Eq, Debug)]
+pub enum Attention {
+    /// The peer takes no more for now: somebody has to wait until it does.
+    Blocked,
+    Stopped(Stopped),
+}
+
+/// One socket's way out.
+pub struct Writer<S> {
+    flusher: Arc<Flusher>,
+    /// Whether it stands in the flusher's queue.
+    is_queued: AtomicBool,
+    state: Mutex<State<S>>,
+}
+
+struct State<S> {
+    /// Absent once its task has ended: whoever may wake the writer later must keep no socket open.
+    ways: Option<Ways<S>>,
+    /// Taken from the source; no part of it is in `rest`.
+    batch: VecDeque<Frame>,
+    /// What the socket did not take yet of bytes that end where a frame ends.
+    rest: Vec<u8>,
+    is_blocked: bool,
+    stopped: Option<Stopped>,
+    task: Option<Waker>,
+}
+
+struct Ways<S> {
+    stream: Arc<TcpStream>,
+    source: S,
+}
+
+impl<S: Source> Writer<S> {
+    pub fn new(stream: Arc<TcpStream>, source: S, flushers: &Flushers) -> Arc<Self> {
+        Arc::new(Self {
+            flusher: flushers.next(),
+            is_queued: AtomicBool::new(false),
+            state: Mutex::new(State {
+                ways: Some(Ways { stream, source }),
+                batch: VecDeque::new(),
+                rest: Vec::new(),
+                is_blocked: false,
+                stopped: None,
+                task: None,
+            }),
+        })
+    }
+
+    /// Writes what there is, as far as the socket takes it, and listens for more.
+    pub fn flush(self: &Arc<Self>) {
+        // Before the source is asked: what comes after that queues up again.
+        self.is_queued.store(false, Ordering::Release);
+        let mut state = self.state();
+        if !state.is_blocked {
+            state.write(self);
+        }
+    }
+
+    /// Writes a control frame behind what was taken so far.
+    pub fn control(self: &Arc<Self>, push: impl FnOnce(&mut Vec<u8>)) {
+        let mut state = self.state();
+        push(&mut state.rest);
+        if !state.is_blocked {
+            state.write(self);
+        }
+    }
+
+    /// For the socket's task.
+    pub fn poll_attention(&self, cx: &mut Context<'_>) -> Poll<Attention> {
+        let mut state = self.state();
+        if let Some(stopped) = state.stopped.take() {
+            return Poll::Ready(Attention::Stopped(stopped));
+        }
+        if state.is_blocked {
+            return Poll::Ready(Attention::Blocked);
+        }
+        match &mut state.task {
+            Some(task) => task.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    /// For the task of a blocked socket that may take bytes again. Whether it took any.
+    pub fn resume(self: &Arc<Self>) -> bool {
+        let mut state = self.state();
+        state.is_blocked = false;
+        let waiting = state.rest.len();
+        state.write(self);
+        !state.is_blocked || state.rest.len() != waiting
+    }
+
+    pub fn is_blocked(&self) -> bool {
+        self.state().is_blocked
+    }
+
+    pub fn poll_abandon(&self, cx: &mut Context<'_>) -> Poll<Close> {
+        match &self.state().ways {
+            Some(ways) => ways.source.poll_abandon(cx),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Takes nothing more from the source; returns the bytes that were begun.
+    pub fn retire(&self) -> Vec<u8> {
+        let mut state = self.state();
+        let ways = state.ways.take();
+        let rest = mem::take(&mut state.rest);
+        state.task = None;
+        drop(state);
+        // Outside the lock: others are told when the source goes.
+        drop(ways);
+        rest
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<S>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<S: Source> State<S> {
+    fn write(&mut self, writer: &Arc<Writer<S>>) {
+        let Some(ways) = &self.ways else { return };
+        let waker = Waker::from(writer.clone());
+        let mut cx = Context::from_waker(&waker);
+        while self.stopped.is_none() {
+            if !self.rest.is_empty() {
+                match ways.stream.try_write(&self.rest) {
+                    Ok(written) => drop(self.rest.drain(..written)),
+                    Err(error) => return self.on_error(&error),
+                }
+                if self.rest.is_empty() {
+                    self.rest = Vec::new();
+                }
+            } else if !self.batch.is_empty() {
+                if let Err(error) = write_some(&ways.stream, &mut self.batch, &mut self.rest) {
+                    return self.on_error(&error);
+                }
+            } else {
+                match ways.source.poll_take(&mut cx, &mut self.batch) {
+                    Poll::Pending => return,
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(close)) => return self.stop(Stopped::Close(close)),
+                }
+            }
+        }
+    }
+
+    fn on_error(&mut self, error: &io::Error) {
+        match error.kind() {
+            io::ErrorKind::WouldBlock => {
+                self.is_blocked = true;
+                self.call_task();
+            }
+            _ => self.stop(Stopped::Broken),
+        }
+    }
+
+    fn stop(&mut self, why: Stopped) {
+        self.stopped = Some(why);
+        self.call_task();
+    }
+
+    fn call_task(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.wake();
+        }
+    }
+}
+
+/// Writes the first frames of the batch in one go. What was not taken of them is the `rest`.
+fn write_some(
+    stream: &TcpStream,
+    batch: &mut VecDeque<Frame>,
+    rest: &mut Vec<u8>,
+) -> io::Result<()> {
+    thread_local! {
+        static BYTES: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(WRITE_BYTES));
+    }
+    BYTES.with_borrow_mut(|bytes| {
+        bytes.clear();
+        while let Some(frame) = batch.front() {
+            let text = frame.as_str();
+            if !bytes.is_empty() && bytes.len() + text.len() > WRITE_BYTES {
+                break;
+            }
+            push_text(bytes, text);
+            batch.pop_front();
+        }
+        let written = match stream.try_write(bytes) {
+            Ok(written) => written,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(error) => return Err(error),
+        };
+        rest.extend_from_slice(&bytes[written..]);
+        bytes.shrink_to(4 * WRITE_BYTES);
+        Ok(())
+    })
+}
+
+/// By its source.
+impl<S: Source> Wake for Writer<S> {
+    fn wake(self: Arc<Self>) {
+        if !self.is_queued.swap(true, Ordering::AcqRel) {
+            let flusher = self.flusher.clone();
+            flusher.queue(self);
+        }
+    }
+}
+
+/// What a flusher does for every kind of writer.
+trait Flush: Send + Sync {
+    fn flush(self: Arc<Self>);
+}
+
+impl<S: Source> Flush for Writer<S> {
+    fn flush(self: Arc<Self>) {
+        Writer::flush(&self);
+    }
+}
+
+/// The tasks that write to sockets. They end when this is dropped.
+pub struct Flushers {
+    flushers: Vec<Arc<Flusher>>,
+    next: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Flusher {
+    queue: Mutex<Queue>,
+}
+
+#[derive(Default)]
+struct Queue {
+    due: Vec<Arc<dyn Flush>>,
+    is_over: bool,
+    task: Option<Waker>,
+}
+
+impl Flushers {
+    /// One for each processor.
+    pub fn start() -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let flushers: Vec<Arc<Flusher>> = (0..processors).map(|_| Arc::default()).collect();
+        for flusher in &flushers {
+            tokio::spawn(run(flusher.clone()));
+        }
+        Self {
+            flushers,
+            next: AtomicUsize::new(0),
+        }
+    }
+
+    fn next(&self) -> Arc<Flusher> {
+        let nth = self.next.fetch_add(1, Ordering::Relaxed);
+        self.flushers[nth % self.flushers.len()].clone()
+    }
+}
+
+impl Drop for Flushers {
+    fn drop(&mut self) {
+        for flusher in &self.flushers {
+            let mut queue = flusher.lock();
+            queue.is_over = true;
+            let task = queue.task.take();
+            drop(queue);
+            if let Some(task) = task {
+                task.wake();
+            }
+        }
+    }
+}
+
+impl Flusher {
+    fn queue(&self, writer: Arc<dyn Flush>) {
+        let mut queue = self.lock();
+        queue.due.push(writer);
+        let task = queue.task.take();
+        drop(queue);
+        if let Some(task) = task {
+            task.wake();
+        }
+    }
+
+    /// `false` once it is over.
+    fn poll_due(&self, cx: &mut Context<'_>, due: &mut Vec<Arc<dyn Flush>>) -> Poll<bool> {
+        let mut queue = self.lock();
+        if !queue.due.is_empty() {
+            mem::swap(&mut queue.due, due);
+            return Poll::Ready(true);
+        }
+        if queue.is_over {
+            return Poll::Ready(false);
+        }
+        queue.task = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn run(flusher: Arc<Flusher>) {
+    let mut due = Vec::new();
+    while poll_fn(|cx| flusher.poll_due(cx, &mut due)).await {
+        for (nth, writer) in due.drain(..).enumerate() {
+            writer.flush();
+            if (nth + 1).is_multiple_of(FLUSHES_BEFORE_YIELD) {
+                tokio::task::yield_now().await;
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}

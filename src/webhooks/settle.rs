@@ -1,0 +1,339 @@
+//! From facts to events: who vanishes and returns within a moment was never away (`pusher.md` 6.4).
+//!
+//! For each channel, and each user in one, it is known what the application was told:
+//!
+//! ```text
+//!              occupied / added                     vacated / removed
+//!   (nothing) ────────────────▶ present ──────────────────────────▶ leaving
+//!       ▲      told at once        ▲        occupied / added           │
+//!       │                          └───────────────────────────────────┤ nothing is told
+//!       └──────────────────────────────────────────────────────────────┘
+//!                          told when HOLD is over
+//! ```
+//!
+//! So an application never hears twice of the same, whatever becomes of single facts.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::model::{ChannelFact, ChannelId, FactKind, UserId};
+
+/// How long somebody may be away unnoticed.
+pub(super) const HOLD: Duration = Duration::from_secs(3);
+/// The same after a start: clients take longer to find a server that was away.
+pub(super) const HOLD_AT_START: Duration = Duration::from_secs(10);
+
+/// A channel, or a user in it.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(super) struct Subject {
+    pub channel: ChannelId,
+    pub user_id: Option<UserId>,
+}
+
+/// What the application is to be told, with what it then knows.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) struct Settled {
+    pub channel: ChannelId,
+    pub kind: FactKind,
+    /// Whether the application believes the subject present from now on.
+    pub told: Option<(Subject, bool)>,
+}
+
+#[derive(Default)]
+pub(super) struct Settler {
+    subjects: HashMap<Subject, State>,
+    /// Of those who leave, and of some who returned meanwhile.
+    due: BTreeMap<(Instant, u64), Subject>,
+    serial: u64,
+    /// Channels whose miss was told within the last [`HOLD`], with the same in order of time.
+    missed: HashSet<ChannelId>,
+    misses: VecDeque<(Instant, ChannelId)>,
+}
+
+enum State {
+    Present,
+    /// With the serial number of its entry in `due`.
+    Leaving(u64),
+}
+
+impl Settler {
+    /// `told` are those whom the application believes present.
+    pub fn knowing(told: Vec<Subject>) -> Self {
+        let present = told.into_iter().map(|subject| (subject, State::Present));
+        Self {
+            subjects: present.collect(),
+            ..Self::default()
+        }
+    }
+
+    /// The server has just started: nobody is there yet, whatever was so before.
+    pub fn nobody_is_there(&mut self, now: Instant) {
+        self.due.clear();
+        let subjects: Vec<_> = self.subjects.keys().cloned().collect();
+        for subject in subjects {
+            self.hold(subject, now + HOLD_AT_START);
+        }
+    }
+
+    /// What the fact gives at once.
+    pub fn fact(&mut self, fact: ChannelFact, now: Instant) -> Option<Settled> {
+        let ChannelFact { channel, kind, .. } = fact;
+        let subject = |user_id: Option<&UserId>| Subject {
+            channel: channel.clone(),
+            user_id: user_id.cloned(),
+        };
+        let told = match &kind {
+            FactKind::ChannelOccupied => Some(self.arrives(subject(None))?),
+            FactKind::MemberAdded { user_id } => Some(self.arrives(subject(Some(user_id)))?),
+            FactKind::ChannelVacated => return self.leaves(subject(None), now),
+            FactKind::MemberRemoved { user_id } => return self.leaves(subject(Some(user_id)), now),
+            FactKind::CacheMiss => {
+                self.is_new_miss(&channel, now).then_some(())?;
+                None
+            }
+            _ => None,
+        };
+        Some(Settled {
+            channel,
+            kind,
+            told: told.map(|subject| (subject, true)),
+        })
+    }
+
+    /// Those who have been away for too long by now.
+    pub fn gone(&mut self, now: Instant) -> Vec<Settled> {
+        let mut gone = Vec::new();
+        while self.next_due().is_some_and(|due| due <= now) {
+            gone.extend(self.next_gone());
+        }
+        gone
+    }
+
+    /// Everybody who is away, however short.
+    pub fn all_gone(&mut self) -> Vec<Settled> {
+        let mut gone = Vec::new();
+        while !self.due.is_empty() {
+            gone.extend(self.next_gone());
+        }
+        gone
+    }
+
+    /// When to ask for [`Settler::gone`] next.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.due.keys().next().map(|(due, _)| *due)
+    }
+
+    fn arrives(&mut self, subject: Subject) -> Option<Subject> {
+        let before = self.subjects.insert(subject.clone(), State::Present);
+        before.is_none().then_some(subject)
+    }
+
+    fn leaves(&mut self, subject: Subject, now: Instant) -> Option<Settled> {
+        if let Some(State::Present) = self.subjects.get(&subject) {
+            self.hold(subject, now + HOLD);
+        }
+        None
+    }
+
+    fn hold(&mut self, subject: Subject, due: Instant) {
+        self.serial += 1;
+        let state = State::Leaving(self.serial);
+        self.subjects.insert(subject.clone(), state);
+        self.due.insert((due, self.serial), subject);
+    }
+
+    fn next_gone(&mut self) -> Option<Settled> {
+        let ((_, entry), subject) = self.due.pop_first()?;
+        let has_returned = !matches!(
+            self.subjects.get(&subject),
+            Some(State::Leaving(serial)) if *serial == entry
+        );
+        if has_returned {
+            return None;
+        }
+        self.subjects.remove(&subject);
+        Some(Settled {
+            channel: subject.channel.clone(),
+            kind: match subject.user_id.clone() {
+                Some(user_id) => FactKind::MemberRemoved { user_id },
+                None => FactKind::ChannelVacated,
+            },
+            told: Some((subject, false)),
+        })
+    }
+
+    fn is_new_miss(&mut self, channel: &ChannelId, now: Instant) -> bool {
+        while let Some((at, channel)) = self.misses.front()
+            && *at + HOLD <= now
+        {
+            self.missed.remove(channel);
+            self.misses.pop_front();
+        }
+        let is_new = self.missed.insert(channel.clone());
+        if is_new {
+            self.misses.push_back((now, channel.clone()));
+        }
+        is_new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{AppId, ChannelName};
+    use FactKind::*;
+
+    struct Setup {
+        settler: Settler,
+        now: Instant,
+        room: ChannelId,
+    }
+
+    fn setup() -> Setup {
+        Setup {
+            settler: Settler::default(),
+            now: Instant::now(),
+            room: ChannelId::new(
+                &AppId::new("1"),
+                &ChannelName::parse("presence-r", 164).unwrap(),
+            ),
+        }
+    }
+
+    impl Setup {
+        fn state(&mut self, kind: FactKind) -> Option<&'static str> {
+            let fact = ChannelFact {
+                channel: self.room.clone(),
+                kind,
+                at_ms: 0,
+            };
+            let settled = self.settler.fact(fact, self.now);
+            settled.map(|settled| settled.kind.name())
+        }
+
+        /// What is told because `ms` have passed.
+        fn pass(&mut self, ms: u64) -> Vec<&'static str> {
+            self.now += Duration::from_millis(ms);
+            let gone = self.settler.gone(self.now);
+            gone.iter().map(|settled| settled.kind.name()).collect()
+        }
+    }
+
+    fn joins(user_id: &str) -> FactKind {
+        MemberAdded {
+            user_id: user_id.into(),
+        }
+    }
+
+    fn leaves(user_id: &str) -> FactKind {
+        MemberRemoved {
+            user_id: user_id.into(),
+        }
+    }
+
+    #[test]
+    fn who_returns_in_time_was_never_away() {
+        let mut setup = setup();
+        assert_eq!(setup.state(ChannelOccupied), Some("channel_occupied"));
+        assert_eq!(setup.state(joins("a")), Some("member_added"));
+        for _ in 0..10 {
+            assert_eq!(setup.state(leaves("a")), None);
+            assert_eq!(setup.state(ChannelVacated), None);
+            assert!(setup.pass(2_999).is_empty());
+            assert_eq!(setup.state(ChannelOccupied), None);
+            assert_eq!(setup.state(joins("a")), None);
+        }
+        assert!(setup.pass(60_000).is_empty());
+        assert!(setup.settler.due.is_empty());
+    }
+
+    #[test]
+    fn who_stays_away_is_gone_once_and_after_the_hold() {
+        let mut setup = setup();
+        setup.state(ChannelOccupied);
+        setup.state(joins("a"));
+        setup.state(leaves("a"));
+        setup.state(ChannelVacated);
+        assert!(setup.pass(2_999).is_empty());
+        assert_eq!(setup.pass(1), ["member_removed", "channel_vacated"]);
+        assert!(setup.pass(60_000).is_empty());
+        assert_eq!(setup.state(ChannelOccupied), Some("channel_occupied"));
+        assert_eq!(setup.state(joins("a")), Some("member_added"));
+    }
+
+    #[test]
+    fn each_absence_has_the_whole_hold() {
+        let mut setup = setup();
+        setup.state(ChannelOccupied);
+        setup.state(ChannelVacated);
+        assert!(setup.pass(2_000).is_empty());
+        setup.state(ChannelOccupied);
+        setup.state(ChannelVacated);
+        assert!(setup.pass(2_000).is_empty());
+        assert_eq!(setup.pass(1_000), ["channel_vacated"]);
+    }
+
+    #[test]
+    fn another_user_keeps_a_channel_occupied() {
+        let mut setup = setup();
+        setup.state(ChannelOccupied);
+        setup.state(joins("a"));
+        setup.state(leaves("a"));
+        setup.state(ChannelVacated);
+        assert_eq!(setup.state(ChannelOccupied), None);
+        assert_eq!(setup.state(joins("b")), Some("member_added"));
+        assert_eq!(setup.pass(3_000), ["member_removed"]);
+    }
+
+    #[test]
+    fn nothing_is_told_twice_though_facts_were_lost() {
+        let mut setup = setup();
+        assert_eq!(setup.state(ChannelVacated), None);
+        assert!(setup.pass(3_000).is_empty());
+        assert_eq!(setup.state(ChannelOccupied), Some("channel_occupied"));
+        assert_eq!(setup.state(ChannelOccupied), None);
+        setup.state(ChannelVacated);
+        setup.state(ChannelVacated);
+        assert_eq!(setup.pass(3_000), ["channel_vacated"]);
+    }
+
+    #[test]
+    fn after_a_start_those_who_do_not_return_are_gone() {
+        let mut setup = setup();
+        let subject = |user_id: Option<&str>| Subject {
+            channel: setup.room.clone(),
+            user_id: user_id.map(Into::into),
+        };
+        let told = vec![subject(None), subject(Some("a")), subject(Some("b"))];
+        setup.settler = Settler::knowing(told);
+        setup.state(leaves("b"));
+        setup.settler.nobody_is_there(setup.now);
+        assert_eq!(setup.state(ChannelOccupied), None);
+        assert_eq!(setup.state(joins("a")), None);
+        assert!(setup.pass(9_999).is_empty());
+        assert_eq!(setup.pass(1), ["member_removed"]);
+    }
+
+    #[test]
+    fn many_misses_at_once_are_one() {
+        let mut setup = setup();
+        assert_eq!(setup.state(CacheMiss), Some("cache_miss"));
+        assert_eq!(setup.state(CacheMiss), None);
+        setup.pass(2_999);
+        assert_eq!(setup.state(CacheMiss), None);
+        setup.pass(1);
+        assert_eq!(setup.state(CacheMiss), Some("cache_miss"));
+        assert_eq!(setup.settler.misses.len(), 1);
+    }
+
+    #[test]
+    fn other_facts_pass_as_they_are() {
+        let mut setup = setup();
+        for _ in 0..2 {
+            let count = SubscriptionCount { connections: 1 };
+            assert_eq!(setup.state(count), Some("subscription_count"));
+        }
+    }
+}
