@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::audience::{Audience, Parcel};
 use super::presence::Presence;
 use super::{
-    Acknowledgement, Arrival, Closing, Departure, Holding, MemberLimitReached, Occupancy, Subscriber,
+    Acknowledgement, Arrival, Closing, Departure, Holding, MemberLimitReached, Occupancy,
+    Subscriber,
 };
 use crate::model::{Body, Event, Member, SocketId};
 

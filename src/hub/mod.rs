@@ -280,7 +280,10 @@ impl Hub {
 
     /// How many channels are occupied here, about.
     pub fn channel_count(&self) -> u64 {
-        self.shards.iter().map(|shard| lock(shard).len() as u64).sum()
+        self.shards
+            .iter()
+            .map(|shard| lock(shard).len() as u64)
+            .sum()
     }
 
     /// How many channels of each app are occupied here, and how many subscriptions they have.

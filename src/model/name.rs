@@ -138,7 +138,10 @@ impl ChannelName {
     /// about a user has this in common.
     pub fn locality(&self) -> &str {
         let prefixes = [SERVER_TO_USER, SIGNED_IN, WATCHERS];
-        (prefixes.iter().find_map(|prefix| self.0.strip_prefix(prefix))).unwrap_or(&self.0)
+        (prefixes
+            .iter()
+            .find_map(|prefix| self.0.strip_prefix(prefix)))
+        .unwrap_or(&self.0)
     }
 
     /// Whether applications are told of the channel: lists, counts, webhooks.

@@ -43,6 +43,8 @@ pub struct Up {
     commands: MultiplexedConnection,
     subscription: MultiplexedConnection,
     pub is_sharded: bool,
+    /// Redis's clock, milliseconds since 1970, when it came up.
+    pub began_ms: u64,
     ear: Arc<Ear>,
     why: OnceLock<String>,
 }
@@ -105,7 +107,9 @@ impl Up {
             for command in chunk {
                 pipeline.add_command(command.clone());
             }
-            let got = connection.req_packed_commands(&pipeline, 0, chunk.len()).await;
+            let got = connection
+                .req_packed_commands(&pipeline, 0, chunk.len())
+                .await;
             match got {
                 Ok(got) => answers.extend(got),
                 Err(error) => {
@@ -118,7 +122,11 @@ impl Up {
             if let Value::ServerError(error) = answer
                 && !matches!(error.code(), "STALE" | "FULL")
             {
-                self.fail(format!("{} {}", error.code(), error.details().unwrap_or_default()));
+                self.fail(format!(
+                    "{} {}",
+                    error.code(),
+                    error.details().unwrap_or_default()
+                ));
                 return Err(Broken);
             }
         }
@@ -132,7 +140,10 @@ pub async fn keep_up(inner: Arc<Inner>) {
     let mut running: Vec<(Primary, CancellationToken)> = Vec::new();
     let mut failures = 0;
     loop {
-        let asked = timeout(inner.settings.command_timeout * 2, inner.settings.primaries());
+        let asked = timeout(
+            inner.settings.command_timeout * 2,
+            inner.settings.primaries(),
+        );
         let found = match asked.await {
             Ok(Ok(primaries)) => Some(primaries),
             Ok(Err(error)) => {
@@ -148,7 +159,10 @@ pub async fn keep_up(inner: Arc<Inner>) {
                 }
             }
             for primary in found {
-                if running.iter().any(|(known, _)| known.address == primary.address) {
+                if running
+                    .iter()
+                    .any(|(known, _)| known.address == primary.address)
+                {
                     continue;
                 }
                 let stop = CancellationToken::new();
@@ -179,7 +193,11 @@ pub async fn keep_up(inner: Arc<Inner>) {
 /// One link from its beginning to its end.
 async fn live(inner: Arc<Inner>, primary: Primary, stop: CancellationToken) -> (Primary, Duration) {
     let began = Instant::now();
-    let attempt = timeout(inner.settings.command_timeout * 2, connect(&inner, &primary)).await;
+    let attempt = timeout(
+        inner.settings.command_timeout * 2,
+        connect(&inner, &primary),
+    )
+    .await;
     let up = match attempt {
         Ok(Ok(up)) => Arc::new(up),
         Ok(Err(error)) => {
@@ -191,7 +209,8 @@ async fn live(inner: Arc<Inner>, primary: Primary, stop: CancellationToken) -> (
             return (primary, Duration::ZERO);
         }
     };
-    for place in &primary.places {
+    // The highest place is the registry of nodes: first of all this one says that it lives.
+    for place in primary.places.iter().rev() {
         if *place == REGISTRY {
             inner.nodes.up(Some(up.clone()));
         } else {
@@ -208,10 +227,12 @@ async fn live(inner: Arc<Inner>, primary: Primary, stop: CancellationToken) -> (
         if *place == REGISTRY {
             inner.nodes.up(None);
         } else {
-            inner.partitions[*place].down(&up).await;
+            inner.partitions[*place].down(&up, &inner.status).await;
         }
     }
-    inner.status.say_away(up.why.get().map_or("", String::as_str));
+    inner
+        .status
+        .say_away(up.why.get().map_or("", String::as_str));
     (primary, began.elapsed())
 }
 
@@ -233,25 +254,31 @@ async fn connect(inner: &Arc<Inner>, primary: &Primary) -> Result<Up, String> {
         settings.connect(&primary.address, None),
         settings.connect(&primary.address, Some(config)),
     );
-    let up = Up {
+    let mut up = Up {
         commands: commands.map_err(|error| error.to_string())?,
         subscription: subscription.map_err(|error| error.to_string())?,
         is_sharded: primary.is_sharded,
+        began_ms: 0,
         ear,
         why: OnceLock::new(),
     };
-    let failed = |_| up.why.get().cloned().unwrap_or_default();
-    let mut commands = vec![cmd("ROLE")];
+    let failed = |up: &Up| up.why.get().cloned().unwrap_or_default();
+    let mut commands = vec![cmd("ROLE"), cmd("TIME")];
     commands.extend(scripts::all().iter().map(|script| script.load()));
-    let answers = up.run(&commands).await.map_err(failed)?;
+    let answers = up.run(&commands).await.map_err(|Broken| failed(&up))?;
     if !is_primary(&answers[0]) {
         return Err("it is a replica".to_owned());
     }
+    up.began_ms = time_ms(&answers[1]).ok_or("it does not tell the time")?;
     let inbox = [inner.keys.inbox(primary.places[0], inner.node)];
-    up.subscribe(subscribe_verb(up.is_sharded), &inbox).await.map_err(failed)?;
+    up.subscribe(subscribe_verb(up.is_sharded), &inbox)
+        .await
+        .map_err(|Broken| failed(&up))?;
     if primary.places[0] != REGISTRY && primary.places.contains(&REGISTRY) {
         let inbox = [inner.keys.inbox(REGISTRY, inner.node)];
-        up.subscribe(subscribe_verb(up.is_sharded), &inbox).await.map_err(failed)?;
+        up.subscribe(subscribe_verb(up.is_sharded), &inbox)
+            .await
+            .map_err(|Broken| failed(&up))?;
     }
     Ok(up)
 }
@@ -286,8 +313,7 @@ async fn probe(inner: &Inner, primary: &Primary, up: &Up) {
                 }
                 heard.await;
             }
-            let (secs, micros): (u64, u64) = redis::from_redis_value(answers[0].clone()).ok()?;
-            Some(secs * 1000 + micros / 1000)
+            time_ms(&answers[0])
         };
         match timeout(within, heard).await {
             Ok(Some(redis_ms)) => {
@@ -304,11 +330,20 @@ async fn probe(inner: &Inner, primary: &Primary, up: &Up) {
     }
 }
 
+/// Of an answer to TIME.
+fn time_ms(answer: &Value) -> Option<u64> {
+    let (secs, micros): (u64, u64) = redis::from_redis_value(answer.clone()).ok()?;
+    Some(secs * 1000 + micros / 1000)
+}
+
 fn is_primary(role: &Value) -> bool {
     let Value::Array(parts) = role else {
         return false;
     };
-    let name = parts.first().cloned().map(redis::from_redis_value::<String>);
+    let name = parts
+        .first()
+        .cloned()
+        .map(redis::from_redis_value::<String>);
     matches!(name, Some(Ok(name)) if name == "master")
 }
 
@@ -325,8 +360,9 @@ fn hear(inner: &Inner, ear: &Ear, push: PushInfo) {
     else {
         return;
     };
-    let Some((place, rest)) =
-        std::str::from_utf8(&topic).ok().and_then(|topic| inner.keys.place_of(topic))
+    let Some((place, rest)) = std::str::from_utf8(&topic)
+        .ok()
+        .and_then(|topic| inner.keys.place_of(topic))
     else {
         return;
     };

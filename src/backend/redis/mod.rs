@@ -44,7 +44,7 @@ mod view;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -87,7 +87,8 @@ struct Inner {
 /// How it stands with Redis.
 #[derive(Default)]
 pub struct Status {
-    is_degraded: AtomicBool,
+    shared_partitions: AtomicUsize,
+    was_said: AtomicBool,
     not_shared: AtomicU64,
     log_overruns: AtomicU64,
 }
@@ -95,7 +96,7 @@ pub struct Status {
 impl Status {
     /// Whether Redis, or a part of it, is away.
     pub fn is_degraded(&self) -> bool {
-        self.is_degraded.load(Ordering::Relaxed)
+        self.shared_partitions.load(Ordering::Relaxed) < PARTITIONS
     }
 
     /// Publishes that other nodes have not got, or perhaps not.
@@ -116,18 +117,23 @@ impl Status {
         self.log_overruns.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Logs the change, not every attempt.
-    fn say_away(&self, why: impl ToString) {
-        if !self.is_degraded.swap(true, Ordering::Relaxed) {
-            let why = why.to_string();
-            tracing::warn!(why, "Redis is away: this node serves its own clients alone");
+    fn partition_is_up(&self) {
+        let up = 1 + self.shared_partitions.fetch_add(1, Ordering::Relaxed);
+        if up == PARTITIONS && self.was_said.swap(false, Ordering::Relaxed) {
+            let not_shared = self.not_shared_count();
+            tracing::info!(not_shared, "Redis is there again");
         }
     }
 
-    fn say_back(&self) {
-        if self.is_degraded.swap(false, Ordering::Relaxed) {
-            let not_shared = self.not_shared_count();
-            tracing::info!(not_shared, "Redis is there");
+    fn partition_is_down(&self) {
+        self.shared_partitions.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Logs the change, not every attempt.
+    fn say_away(&self, why: impl ToString) {
+        if !self.was_said.swap(true, Ordering::Relaxed) {
+            let why = why.to_string();
+            tracing::warn!(why, "Redis is away: this node serves its own clients alone");
         }
     }
 }
@@ -164,7 +170,6 @@ impl Redis {
             status: Arc::default(),
             stop: CancellationToken::new(),
         });
-        inner.status.is_degraded.store(true, Ordering::Relaxed);
         for (index, ends) in ends.into_iter().enumerate() {
             partition::start(&inner, index, ends);
         }
@@ -175,7 +180,12 @@ impl Redis {
 
     /// Waits until every partition is shared.
     pub async fn connected(&self) {
-        while self.0.partitions.iter().any(|partition| partition.up().is_none()) {
+        while self
+            .0
+            .partitions
+            .iter()
+            .any(|partition| partition.up().is_none())
+        {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -187,6 +197,7 @@ impl Redis {
     /// Takes this node out of the cluster, so that nobody has to find it dead.
     pub async fn leave_cluster(&self) {
         let inner = &self.0;
+        inner.nodes.leaving.cancel();
         let leave = async {
             nodes::reap(inner, inner.node).await.ok()?;
             let mut forget = cmd("HDEL");
@@ -218,13 +229,16 @@ impl Redis {
             }
             Ok(Vec::new())
         };
-        ask.await.map_err(|error: redis::RedisError| error.to_string())
+        ask.await
+            .map_err(|error: redis::RedisError| error.to_string())
     }
 }
 
 impl Inner {
     fn last_events(&self) -> MutexGuard<'_, LastEvents> {
-        self.last_events.lock().unwrap_or_else(PoisonError::into_inner)
+        self.last_events
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Numbers of one node grow; those of a node of the same number that was there before are
@@ -344,7 +358,9 @@ impl Backend for Redis {
             let partition = inner.partition(channel);
             let (app, name) = (&channel.app, &channel.name);
             let mut connections = cmd("HGET");
-            connections.arg(format!("{}channels:{app}", partition.prefix())).arg(name.as_str());
+            connections
+                .arg(format!("{}channels:{app}", partition.prefix()))
+                .arg(name.as_str());
             let mut users = cmd("HLEN");
             users.arg(format!("{}users:{app}:{name}", partition.prefix()));
             let Some(answers) = inner.ask(partition, &[connections, users]).await else {
@@ -408,7 +424,9 @@ impl Inner {
     async fn watch(&self, app: &AppId, is_wanted: bool) {
         let each = self.partitions.iter().map(|partition| async {
             let (reply, done) = oneshot::channel();
-            partition.request(Request::Watch(app.clone(), is_wanted, reply)).await;
+            partition
+                .request(Request::Watch(app.clone(), is_wanted, reply))
+                .await;
             let _ = done.await;
         });
         futures_util::future::join_all(each).await;
@@ -437,7 +455,9 @@ impl Inner {
                 .collect(),
             None => {
                 let here = self.hub.channels(app, prefix);
-                let here = here.into_iter().filter(|(id, _)| self.partition_is(id, partition));
+                let here = here
+                    .into_iter()
+                    .filter(|(id, _)| self.partition_is(id, partition));
                 here.map(|(id, occupancy)| (id.name, occupancy)).collect()
             }
         }

@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use redis::{Cmd, Value, cmd};
+use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 
 use super::keys::{Keys, PARTITIONS, REGISTRY};
 use super::link::{Broken, Up};
@@ -25,11 +27,14 @@ const TURN: Duration = Duration::from_millis(700);
 /// Entries that one script takes out, so that Redis is not kept busy for long.
 const REAPED_AT_ONCE: usize = 200;
 /// Beats between two looks for nodes that the partitions know and the registry does not.
-const BEATS_PER_AUDIT: u64 = 20;
+const BEATS_PER_AUDIT: u64 = 4;
 
 #[derive(Default)]
 pub struct Nodes {
+    /// This node says no more that it lives.
+    pub leaving: CancellationToken,
     registry: Mutex<Option<Arc<Up>>>,
+    is_up: Notify,
 }
 
 /// What a node says of itself.
@@ -50,6 +55,7 @@ pub struct NodeInfo {
 impl Nodes {
     pub fn up(&self, up: Option<Arc<Up>>) {
         *self.registry.lock().unwrap_or_else(PoisonError::into_inner) = up;
+        self.is_up.notify_one();
     }
 
     pub fn registry(&self) -> Option<Arc<Up>> {
@@ -114,7 +120,10 @@ pub async fn watch(inner: Arc<Inner>) {
     for beat in 0_u64.. {
         tokio::select! {
             _ = ticks.tick() => {}
+            // So that others know of this node before it holds anything.
+            () = inner.nodes.is_up.notified() => {}
             () = inner.stop.cancelled() => return,
+            () = inner.nodes.leaving.cancelled() => return,
         }
         // While Redis was away, or this node was paused, nobody was watched.
         if last_tick.elapsed() > BEAT_INTERVAL * 3 {
@@ -167,7 +176,10 @@ async fn look(
         }
     }
     let is_silent = |seen: &Seen| now.duration_since(seen.since) >= SILENCE_MAX;
-    let before_us = seen.iter().filter(|(node, s)| **node < inner.node && !is_silent(s)).count();
+    let before_us = seen
+        .iter()
+        .filter(|(node, s)| **node < inner.node && !is_silent(s))
+        .count();
     let patience = SILENCE_MAX + TURN * before_us as u32;
     let dead: Vec<u32> = seen
         .iter()
@@ -175,7 +187,10 @@ async fn look(
         .map(|(node, _)| *node)
         .collect();
     for node in dead {
-        tracing::warn!(node, "a node has been silent for too long; what it held is taken out");
+        tracing::warn!(
+            node,
+            "a node has been silent for too long; what it held is taken out"
+        );
         if reap(inner, node).await.is_err() {
             continue;
         }
@@ -189,17 +204,14 @@ async fn look(
 
 /// The nodes that have a session in any partition.
 async fn registered(inner: &Inner) -> Vec<u32> {
-    let mut found = Vec::new();
-    for partition in &inner.partitions {
-        if let Some(up) = partition.up() {
-            let mut ask = cmd("HKEYS");
-            ask.arg(format!("{}nodes", partition.prefix()));
-            if let Ok(answers) = up.run(&[ask]).await {
-                let nodes: Vec<u32> = redis::from_redis_value(answers[0].clone()).unwrap_or_default();
-                found.extend(nodes);
-            }
-        }
-    }
+    let each = inner.partitions.iter().map(|partition| async {
+        let mut ask = cmd("HKEYS");
+        ask.arg(format!("{}nodes", partition.prefix()));
+        let mut answers = partition.up()?.run(&[ask]).await.ok()?;
+        redis::from_redis_value::<Vec<u32>>(answers.remove(0)).ok()
+    });
+    let found = futures_util::future::join_all(each).await;
+    let mut found: Vec<u32> = found.into_iter().flatten().flatten().collect();
     found.sort_unstable();
     found.dedup();
     found
@@ -218,7 +230,10 @@ pub async fn reap(inner: &Inner, node: u32) -> Result<(), Broken> {
             let prefix = inner.partitions[index].prefix();
             let call = scripts::REAP.call(prefix, up.is_sharded, node, 0);
             let call = with(call, [&REAPED_AT_ONCE, &u8::from(is_first)]);
-            match by_link.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &up)) {
+            match by_link
+                .iter_mut()
+                .find(|(known, _)| Arc::ptr_eq(known, &up))
+            {
                 Some((_, calls)) => calls.push((index, call)),
                 None => by_link.push((up, vec![(index, call)])),
             }

@@ -27,7 +27,7 @@ use super::link::{Broken, Up, subscribe_verb};
 use super::record;
 use super::scripts::{self, with};
 use super::view::{Change, View};
-use super::{Inner, now_us};
+use super::{Inner, Status, now_us};
 use crate::backend::{Joined, Joining, Left};
 use crate::hub::{MemberLimitReached, Roster};
 use crate::model::{
@@ -73,7 +73,11 @@ struct Shared {
 }
 
 pub enum Request {
-    Join(ChannelId, Joining, oneshot::Sender<Result<Joined, MemberLimitReached>>),
+    Join(
+        ChannelId,
+        Joining,
+        oneshot::Sender<Result<Joined, MemberLimitReached>>,
+    ),
     Leave(ChannelId, SocketId, oneshot::Sender<Option<Left>>),
     /// Everything of an app is wanted, or not any more.
     Watch(AppId, bool, oneshot::Sender<()>),
@@ -144,15 +148,20 @@ impl Partition {
     }
 
     /// Publishes are local from now on; what did not come back is delivered here.
-    pub async fn down(&self, up: &Arc<Up>) {
-        self.lose(up);
+    pub async fn down(&self, up: &Arc<Up>, status: &Status) {
+        self.lose(up, status);
         self.request(Request::Down(up.clone())).await;
     }
 
-    fn lose(&self, up: &Arc<Up>) {
+    fn lose(&self, up: &Arc<Up>, status: &Status) {
         let mut shared = self.shared();
-        if shared.up.as_ref().is_some_and(|known| Arc::ptr_eq(known, up)) {
+        if shared
+            .up
+            .as_ref()
+            .is_some_and(|known| Arc::ptr_eq(known, up))
+        {
             shared.up = None;
+            status.partition_is_down();
         }
     }
 
@@ -196,7 +205,9 @@ impl Inner {
             let mut shared = partition.shared();
             let up = shared.up.clone().filter(|up| !up.is_broken());
             if up.is_some() && is_heard {
-                shared.awaited.insert(serial, (event.clone(), Instant::now()));
+                shared
+                    .awaited
+                    .insert(serial, (event.clone(), Instant::now()));
             }
             up
         };
@@ -236,7 +247,9 @@ impl Inner {
             return vec![with(call, [&app, &name, &record, &keep_ms])];
         }
         let mut log = cmd("XADD");
-        log.arg(format!("{}log", partition.prefix)).arg("MAXLEN").arg("~");
+        log.arg(format!("{}log", partition.prefix))
+            .arg("MAXLEN")
+            .arg("~");
         log.arg(LOG_RECORDS_MAX).arg("*").arg("r").arg(&record);
         let mut publish = cmd("PUBLISH");
         publish.arg(self.keys.topic(&event.channel)).arg(record);
@@ -267,6 +280,7 @@ pub fn start(inner: &Arc<Inner>, index: usize, ends: Ends) {
         untold: HashSet::new(),
         link: None,
         settles_at: None,
+        epoch: None,
     };
     tokio::spawn(membership.run(requests));
 }
@@ -283,7 +297,9 @@ async fn deliver(inner: Arc<Inner>, index: usize, mut deliveries: mpsc::Receiver
         };
         match delivery {
             Delivery::Record(bytes) => {
-                partition.waiting_bytes.fetch_sub(bytes.len(), Ordering::Relaxed);
+                partition
+                    .waiting_bytes
+                    .fetch_sub(bytes.len(), Ordering::Relaxed);
                 if let Some(event) = record::decode(&bytes)
                     && is_news(partition, inner.node, &event)
                 {
@@ -350,6 +366,8 @@ struct Membership {
     untold: HashSet<(ChannelId, UserId)>,
     link: Option<Session>,
     settles_at: Option<Instant>,
+    /// Of the data in Redis when this node began its last session.
+    epoch: Option<u64>,
 }
 
 #[derive(Default)]
@@ -439,8 +457,12 @@ impl Membership {
 
     async fn lose(&mut self, up: &Arc<Up>) {
         let partition = &self.inner.partitions[self.index];
-        partition.lose(up);
-        if self.link.as_ref().is_none_or(|link| Arc::ptr_eq(&link.up, up)) {
+        partition.lose(up, &self.inner.status);
+        if self
+            .link
+            .as_ref()
+            .is_none_or(|link| Arc::ptr_eq(&link.up, up))
+        {
             self.link = None;
             self.settles_at = None;
             for topic in self.topics.values_mut() {
@@ -495,8 +517,13 @@ impl Membership {
     async fn begin(&mut self, up: Arc<Up>) -> Result<(), Broken> {
         let inner = self.inner.clone();
         let partition = &inner.partitions[self.index];
-        self.topics.retain(|channel, _| inner.hub.occupancy(channel).is_some());
-        let topics: Vec<_> = self.topics.keys().map(|channel| inner.keys.topic(channel)).collect();
+        self.topics
+            .retain(|channel, _| inner.hub.occupancy(channel).is_some());
+        let topics: Vec<_> = self
+            .topics
+            .keys()
+            .map(|channel| inner.keys.topic(channel))
+            .collect();
         up.subscribe(subscribe_verb(up.is_sharded), &topics).await?;
         // Without sharding one pattern serves all partitions.
         if up.is_sharded || self.index == 0 {
@@ -509,8 +536,9 @@ impl Membership {
             topic.is_subscribed = true;
         }
         self.read_log(&up).await?;
-        partition.shared().up = Some(up.clone());
-        inner.status.say_back();
+        if partition.shared().up.replace(up.clone()).is_none() {
+            inner.status.partition_is_up();
+        }
         self.register(up).await
     }
 
@@ -519,18 +547,25 @@ impl Membership {
         let partition = &self.inner.partitions[self.index];
         let from = partition.horizon_ms.load(Ordering::Acquire);
         if from == 0 {
+            partition.horizon_ms.store(up.began_ms, Ordering::Release);
             return Ok(());
         }
         let mut read = cmd("XRANGE");
-        read.arg(format!("{}log", partition.prefix)).arg(from).arg("+");
+        read.arg(format!("{}log", partition.prefix))
+            .arg(from)
+            .arg("+");
         let answers = up.run(&[read]).await?;
-        let entries: Vec<(String, Vec<(Vec<u8>, Vec<u8>)>)> =
-            redis::from_redis_value(answers[0].clone()).unwrap_or_default();
+        // Each entry is its id and its one field: name, record.
+        let entries = redis::from_redis_value::<Vec<(String, Vec<Vec<u8>>)>>(answers[0].clone());
+        let Ok(entries) = entries else {
+            up.fail("the log cannot be read");
+            return Err(Broken);
+        };
         if entries.len() >= LOG_RECORDS_MAX {
             self.inner.status.log_overran();
         }
         for (_, fields) in entries {
-            for (_, record) in fields {
+            if let Some(record) = fields.into_iter().nth(1) {
                 let bytes = record.len();
                 partition.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
                 let _ = partition.deliveries.send(Delivery::Record(record)).await;
@@ -554,13 +589,14 @@ impl Membership {
         };
         let call = self.call(&scripts::BEGIN, &session);
         let answers = up.run(&[with(call, [&seen])]).await?;
-        let Some((was_known, is_empty, held, held_members)) = begun(&answers[0]) else {
+        let Some((was_known, epoch, held, held_members)) = begun(&answers[0]) else {
             // Somebody has a newer session of ours: ids are not unique, or time went back.
             up.fail("a newer session of this node is there");
             return Err(Broken);
         };
         // Declared dead: the application was told that everything here has gone.
-        let was_dead = !was_known && !is_empty;
+        let was_dead = !was_known && self.epoch == Some(epoch);
+        self.epoch = Some(epoch);
         let mut channels: HashSet<ChannelId> = self.topics.keys().cloned().collect();
         channels.extend(held);
         let mut members: HashMap<ChannelId, Vec<UserId>> = HashMap::new();
@@ -579,11 +615,16 @@ impl Membership {
             for (member, _) in &holding.members {
                 let key = (channel.clone(), member.user_id.clone());
                 let told = u8::from(is_told && !self.untold.contains(&key));
-                call.arg(&*member.user_id).arg(record::optional(&member.user_info));
+                call.arg(&*member.user_id)
+                    .arg(record::optional(&member.user_info));
                 call.arg(1).arg(told);
             }
             for user_id in members.remove(channel).unwrap_or_default() {
-                if !holding.members.iter().any(|(member, _)| member.user_id == user_id) {
+                if !holding
+                    .members
+                    .iter()
+                    .any(|(member, _)| member.user_id == user_id)
+                {
                     call.arg(&*user_id).arg("0").arg(0).arg(0);
                 }
             }
@@ -616,7 +657,10 @@ impl Membership {
     /// What cache channels got while Redis was away.
     async fn keep_last_events(&self, up: &Up) -> Result<(), Broken> {
         let index = self.index;
-        let kept = self.inner.last_events().take(|id| super::keys::partition_of(id) == index);
+        let kept = self
+            .inner
+            .last_events()
+            .take(|id| super::keys::partition_of(id) == index);
         let commands: Vec<Cmd> = kept
             .into_iter()
             .map(|last| {
@@ -634,8 +678,12 @@ impl Membership {
         let Some(session) = self.link.clone() else {
             return Ok(());
         };
-        let channels: Vec<_> =
-            self.topics.keys().filter(|channel| channel.name.is_presence()).cloned().collect();
+        let channels: Vec<_> = self
+            .topics
+            .keys()
+            .filter(|channel| channel.name.is_presence())
+            .cloned()
+            .collect();
         let commands: Vec<Cmd> = channels
             .iter()
             .map(|channel| {
@@ -663,7 +711,12 @@ impl Membership {
 
     fn call(&self, script: &scripts::Script, session: &Session) -> Cmd {
         let prefix = &self.inner.partitions[self.index].prefix;
-        script.call(prefix, session.up.is_sharded, self.inner.node, session.number)
+        script.call(
+            prefix,
+            session.up.is_sharded,
+            self.inner.node,
+            session.number,
+        )
     }
 
     /// Joins and leaves: in the hub, then in Redis, all in one round trip.
@@ -671,8 +724,10 @@ impl Membership {
         if requests.is_empty() {
             return;
         }
-        let done: Vec<Done> =
-            requests.into_iter().filter_map(|request| self.change_here(request)).collect();
+        let done: Vec<Done> = requests
+            .into_iter()
+            .filter_map(|request| self.change_here(request))
+            .collect();
         let answers = match self.link.clone() {
             Some(session) => match self.change_there(&session, &done).await {
                 Ok(answers) => Some(answers),
@@ -722,7 +777,10 @@ impl Membership {
                     Some(_) => usize::MAX,
                     None => members_max,
                 };
-                let arrival = match inner.hub.join(&channel, subscriber, member.clone(), max_here) {
+                let arrival = match inner
+                    .hub
+                    .join(&channel, subscriber, member.clone(), max_here)
+                {
                     Ok(arrival) => arrival,
                     Err(full) => {
                         let _ = reply.send(Err(full));
@@ -784,7 +842,10 @@ impl Membership {
             }
         }
         if !wanted.is_empty() {
-            session.up.subscribe(subscribe_verb(session.up.is_sharded), &wanted).await?;
+            session
+                .up
+                .subscribe(subscribe_verb(session.up.is_sharded), &wanted)
+                .await?;
         }
         let commands: Vec<Cmd> = done
             .iter()
@@ -806,7 +867,15 @@ impl Membership {
                     let call = self.call(&scripts::JOIN, session);
                     with(
                         call,
-                        [&app, &name, &except, &members_max, &is_presence, &user_id, &info],
+                        [
+                            &app,
+                            &name,
+                            &except,
+                            &members_max,
+                            &is_presence,
+                            &user_id,
+                            &info,
+                        ],
                     )
                 }
                 Done::Left {
@@ -855,9 +924,14 @@ impl Membership {
                 let roster = member.map(|member| {
                     if is_member_turn {
                         let user_id = member.user_id.clone();
-                        inner.facts.state(&channel, FactKind::MemberAdded { user_id });
+                        inner
+                            .facts
+                            .state(&channel, FactKind::MemberAdded { user_id });
                     }
-                    let infos = parts.get(4).cloned().map(redis::from_redis_value::<Vec<String>>);
+                    let infos = parts
+                        .get(4)
+                        .cloned()
+                        .map(redis::from_redis_value::<Vec<String>>);
                     let roster = roster_of(infos.and_then(Result::ok).unwrap_or_default());
                     let mut shared = partition.shared();
                     let view = shared.views.entry(channel.clone()).or_default();
@@ -881,7 +955,9 @@ impl Membership {
                     && is_member_turn
                 {
                     let user_id = member.user_id.clone();
-                    inner.facts.state(&channel, FactKind::MemberRemoved { user_id });
+                    inner
+                        .facts
+                        .state(&channel, FactKind::MemberRemoved { user_id });
                 }
                 if is_turn {
                     inner.facts.state(&channel, FactKind::ChannelVacated);
@@ -925,7 +1001,8 @@ impl Membership {
                         }
                         let change = Change::Added(member.clone());
                         if view.change(version, change.clone()) {
-                            self.untold.insert((channel.clone(), member.user_id.clone()));
+                            self.untold
+                                .insert((channel.clone(), member.user_id.clone()));
                             news = Some((change, view.len()));
                         }
                         view.roster()
@@ -954,10 +1031,12 @@ impl Membership {
                     let mut shared = partition.shared();
                     let version = shared.next_version();
                     let news = gone.and_then(|member| {
-                        self.untold.remove(&(channel.clone(), member.user_id.clone()));
+                        self.untold
+                            .remove(&(channel.clone(), member.user_id.clone()));
                         let change = Change::Removed(member.user_id.clone());
                         let view = shared.views.get_mut(&channel)?;
-                        view.change(version, change.clone()).then(|| (change, view.len()))
+                        view.change(version, change.clone())
+                            .then(|| (change, view.len()))
                     });
                     (version, news)
                 };
@@ -999,7 +1078,9 @@ impl Membership {
             let index = self.index;
             tokio::spawn(async move {
                 let (reply, _) = oneshot::channel();
-                inner.partitions[index].request(Request::Leave(channel, who, reply)).await;
+                inner.partitions[index]
+                    .request(Request::Leave(channel, who, reply))
+                    .await;
             });
         }
     }
@@ -1030,7 +1111,11 @@ impl Membership {
             }
         }
         let idle: Vec<ChannelId> = (self.topics.iter())
-            .filter(|(_, topic)| topic.idle_since.is_some_and(|since| since.elapsed() >= LINGER))
+            .filter(|(_, topic)| {
+                topic
+                    .idle_since
+                    .is_some_and(|since| since.elapsed() >= LINGER)
+            })
             .map(|(channel, _)| channel.clone())
             .collect();
         if idle.is_empty() {
@@ -1041,7 +1126,10 @@ impl Membership {
             inner.partitions[self.index].shared().views.remove(channel);
         }
         if let Some(Session { up, .. }) = &self.link {
-            let topics: Vec<_> = idle.iter().map(|channel| inner.keys.topic(channel)).collect();
+            let topics: Vec<_> = idle
+                .iter()
+                .map(|channel| inner.keys.topic(channel))
+                .collect();
             let verb = subscribe_verb(up.is_sharded).replace("SUB", "UNSUB");
             let _ = up.subscribe(&verb, &topics).await;
         }
@@ -1092,23 +1180,28 @@ impl Inner {
     }
 }
 
-type Begun = (bool, bool, Vec<ChannelId>, Vec<(ChannelId, UserId)>);
+type Begun = (bool, u64, Vec<ChannelId>, Vec<(ChannelId, UserId)>);
 
 fn begun(answer: &Value) -> Option<Begun> {
-    type Answer = (u8, u8, Vec<String>, Vec<String>);
-    let (was_known, is_empty, held, members): Answer =
-        redis::from_redis_value(answer.clone()).ok()?;
-    let held = held.chunks_exact(2).filter_map(|pair| channel_of(&pair[0])).collect();
+    type Answer = (u8, u64, Vec<String>, Vec<String>);
+    let (was_known, epoch, held, members): Answer = redis::from_redis_value(answer.clone()).ok()?;
+    let held = held
+        .chunks_exact(2)
+        .filter_map(|pair| channel_of(&pair[0]))
+        .collect();
     let members = members.chunks_exact(2).filter_map(|pair| {
         let (channel, user_id) = pair[0].split_once('\0')?;
         Some((channel_of(channel)?, user_id.into()))
     });
-    Some((was_known == 1, is_empty == 1, held, members.collect()))
+    Some((was_known == 1, epoch, held, members.collect()))
 }
 
 fn channel_of(text: &str) -> Option<ChannelId> {
     let (app, name) = text.rsplit_once(':')?;
-    Some(ChannelId::new(&AppId::new(app), &ChannelName::of_the_cluster(name)))
+    Some(ChannelId::new(
+        &AppId::new(app),
+        &ChannelName::of_the_cluster(name),
+    ))
 }
 
 /// From user, info, …: in the order of the ids.

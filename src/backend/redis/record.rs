@@ -96,7 +96,10 @@ pub fn decode(record: &[u8]) -> Option<Event> {
         0 => None,
         _ => Some(SocketId::new(rest.u32()?, rest.u32()?)),
     };
-    let (app, name) = (AppId::new(rest.text()?), ChannelName::of_the_cluster(rest.text()?));
+    let (app, name) = (
+        AppId::new(rest.text()?),
+        ChannelName::of_the_cluster(rest.text()?),
+    );
     let body = match kind {
         1 => Body::Message(Message {
             name: rest.text()?.into(),
@@ -153,7 +156,8 @@ pub fn except_part(except: Option<SocketId>) -> Vec<u8> {
 }
 
 pub fn optional(text: &Option<Arc<str>>) -> String {
-    text.as_ref().map_or("0".to_owned(), |text| format!("1{text}"))
+    text.as_ref()
+        .map_or("0".to_owned(), |text| format!("1{text}"))
 }
 
 pub fn present(text: &str) -> Option<Arc<str>> {

@@ -123,13 +123,21 @@ impl Settings {
                 }
                 match host_list(hosts, 6379)?.as_slice() {
                     [(host, port)] => Target::Single(host.clone(), *port),
-                    _ => return Err("several hosts are for redis-sentinel:// or redis-cluster://".into()),
+                    _ => {
+                        return Err(
+                            "several hosts are for redis-sentinel:// or redis-cluster://".into(),
+                        );
+                    }
                 }
             }
             "unix" | "redis+unix" if path.starts_with('/') => Target::Socket(path.into()),
-            "unix" | "redis+unix" => return Err("write a socket as unix:///path/to/redis.sock".into()),
+            "unix" | "redis+unix" => {
+                return Err("write a socket as unix:///path/to/redis.sock".into());
+            }
             "redis-sentinel" if path.is_empty() => {
-                return Err("the name of the master is missing: redis-sentinel://HOSTS/NAME".into());
+                return Err(
+                    "the name of the master is missing: redis-sentinel://HOSTS/NAME".into(),
+                );
             }
             "redis-sentinel" => Target::Sentinel {
                 sentinels: host_list(hosts, 26_379)?,
@@ -192,7 +200,9 @@ impl Settings {
     async fn ask_cluster(&self, at: Address) -> Result<Vec<Primary>, RedisError> {
         let mut node = self.connect(&at, None).await?;
         let info: String = cmd("INFO").arg("server").query_async(&mut node).await?;
-        let version = info.lines().find_map(|line| line.strip_prefix("redis_version:"));
+        let version = info
+            .lines()
+            .find_map(|line| line.strip_prefix("redis_version:"));
         let major = version.and_then(|v| v.split('.').next()?.parse::<u32>().ok());
         let is_sharded = major.is_some_and(|major| major >= 7);
         let ranges: Vec<Value> = cmd("CLUSTER").arg("SLOTS").query_async(&mut node).await?;
@@ -286,7 +296,9 @@ impl Settings {
             .unwrap_or_default()
             .set_connection_timeout(Some(self.command_timeout))
             .set_response_timeout(Some(self.command_timeout));
-        client.get_multiplexed_async_connection_with_config(&config).await
+        client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await
     }
 }
 
@@ -361,7 +373,11 @@ mod tests {
             let settings = Settings::parse(url).unwrap_or_else(|error| panic!("{url}: {error}"));
             assert_eq!(settings.target, target, "{url}");
             assert_eq!(settings.tls, url.starts_with("rediss"), "{url}");
-            assert_eq!(settings.database, if url.contains('3') { 3 } else { 0 }, "{url}");
+            assert_eq!(
+                settings.database,
+                if url.contains('3') { 3 } else { 0 },
+                "{url}"
+            );
         }
         let settings = Settings::parse("rediss://u:p%40@h").unwrap();
         assert_eq!(settings.username.as_deref(), Some("u"));

@@ -64,7 +64,10 @@ impl View {
         }
         self.is_ready = true;
         self.version = version;
-        self.members = roster.iter().map(|m| (m.user_id.clone(), m.clone())).collect();
+        self.members = roster
+            .iter()
+            .map(|m| (m.user_id.clone(), m.clone()))
+            .collect();
         for (version, change) in std::mem::take(&mut self.early) {
             self.hear(version, change);
         }
@@ -89,7 +92,10 @@ impl View {
         let mut changes = Vec::new();
         if may_go {
             let there: std::collections::HashSet<_> = roster.iter().map(|m| &m.user_id).collect();
-            let gone = self.members.keys().filter(|user_id| !there.contains(user_id));
+            let gone = self
+                .members
+                .keys()
+                .filter(|user_id| !there.contains(user_id));
             changes.extend(gone.cloned().map(Change::Removed));
         }
         changes.extend(roster.iter().cloned().map(Change::Added));

@@ -4,6 +4,7 @@
 --
 --   nodes            hash  node -> session
 --   version          grows with every change
+--   epoch            of the data in the partition: the session that found it empty
 --   held:NODE        hash  APP:NAME -> connections of that node
 --   in:NODE          hash  APP:NAME\0USER -> 1, a user with a connection from that node
 --   channels:APP     hash  NAME -> connections

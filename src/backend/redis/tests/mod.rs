@@ -1,5 +1,7 @@
 //! Against real Redis servers.
 
+mod faults;
+mod schedule;
 mod server;
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,13 +12,13 @@ use super::*;
 use crate::backend::contract::{self, Node, Peer, channel};
 use crate::backend::fact_queue;
 use crate::model::Fact;
-use server::{Proxy, RedisServer, Weather};
+use server::RedisServer;
 use tokio::sync::mpsc;
 
 const SOON: Duration = Duration::from_secs(10);
 
 /// A node of a cluster under test.
-struct TestNode {
+pub struct TestNode {
     node: Node,
     redis: Arc<Redis>,
     facts: mpsc::Receiver<Fact>,
@@ -47,7 +49,13 @@ fn start_redis(
 ) -> Arc<Redis> {
     let mut settings = Settings::parse(url).unwrap();
     settings.key_prefix = prefix.to_owned();
-    Arc::new(Redis::start(settings, "test".to_owned(), hub.clone(), ids.clone(), sink))
+    Arc::new(Redis::start(
+        settings,
+        "test".to_owned(),
+        hub.clone(),
+        ids.clone(),
+        sink,
+    ))
 }
 
 /// Returns from each operation only when every node has caught up.
@@ -146,7 +154,9 @@ async fn pair(url: &str, sink: FactSink) -> [Node; 2] {
     });
     let all: Vec<_> = nodes.iter().map(|(.., redis)| redis.clone()).collect();
     for redis in &all {
-        timeout(SOON, redis.connected()).await.expect("no connection");
+        timeout(SOON, redis.connected())
+            .await
+            .expect("no connection");
     }
     nodes.map(|(hub, ids, of)| {
         let all = all.clone();

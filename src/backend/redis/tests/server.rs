@@ -25,7 +25,8 @@ impl RedisServer {
     }
 
     pub async fn start_on(port: u16, arguments: &[&str]) -> Self {
-        let directory = std::env::temp_dir().join(format!("raptor-redis-{}-{port}", std::process::id()));
+        let directory =
+            std::env::temp_dir().join(format!("raptor-redis-{}-{port}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         let arguments: Vec<String> = arguments.iter().map(|text| text.to_string()).collect();
         let child = spawn(port, &directory, &arguments);
@@ -57,7 +58,10 @@ impl RedisServer {
     /// `STOP` or `CONT`.
     pub fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
-        let done = Command::new("kill").args([&format!("-{name}"), &id]).status().unwrap();
+        let done = Command::new("kill")
+            .args([&format!("-{name}"), &id])
+            .status()
+            .unwrap();
         assert!(done.success());
     }
 
@@ -69,16 +73,24 @@ impl RedisServer {
     pub async fn ask<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
         let mut command = redis::cmd(words[0]);
         command.arg(&words[1..]);
-        command.query_async(&mut self.connect().await).await.unwrap()
+        command
+            .query_async(&mut self.connect().await)
+            .await
+            .unwrap()
     }
 
     async fn answers(&self) {
         let answers = async {
-            while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).await.is_err() {
+            while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))
+                .await
+                .is_err()
+            {
                 sleep(Duration::from_millis(10)).await;
             }
         };
-        timeout(Duration::from_secs(10), answers).await.expect("redis-server does not start");
+        timeout(Duration::from_secs(10), answers)
+            .await
+            .expect("redis-server does not start");
     }
 }
 
@@ -92,7 +104,15 @@ impl Drop for RedisServer {
 fn spawn(port: u16, directory: &PathBuf, arguments: &[String]) -> Child {
     let port = port.to_string();
     Command::new("redis-server")
-        .args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--dir"])
+        .args([
+            "--port",
+            &port,
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--dir",
+        ])
         .arg(directory)
         .args(arguments)
         .stdout(Stdio::null())
@@ -157,7 +177,12 @@ async fn pass(client: TcpStream, port: u16, mut weather: watch::Receiver<Weather
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     let subscribes = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let (w1, w2, s1, s2) = (weather.clone(), weather.clone(), subscribes.clone(), subscribes);
+    let (w1, w2, s1, s2) = (
+        weather.clone(),
+        weather.clone(),
+        subscribes.clone(),
+        subscribes,
+    );
     let up = copy(from_client, to_server, w1, s1, true);
     let down = copy(from_server, to_client, w2, s2, false);
     tokio::select! {
