@@ -19,7 +19,7 @@ use super::settle::Settler;
 use super::source::{FACTS_AT_ONCE, Source, concerns};
 use super::store::shared::{Shared, keep_lease, take_lease};
 use super::store::{Position, Store, StoreError};
-use crate::backend::Done;
+use crate::backend::{Done, Redis};
 use crate::model::{ChannelId, Fact};
 
 /// How long the cluster waits for a dispatcher that says nothing.
@@ -45,6 +45,35 @@ pub trait Places: Send + Sync {
     fn run(&self, partition: usize, commands: Vec<Cmd>)
     -> Done<'_, Result<Vec<Value>, StoreError>>;
     fn at_home(&self, commands: Vec<Cmd>) -> Done<'_, Result<Vec<Value>, StoreError>>;
+}
+
+impl Places for Redis {
+    fn partitions(&self) -> usize {
+        Self::PARTITIONS
+    }
+
+    fn partition_of(&self, channel: &ChannelId) -> usize {
+        Self::partition_of(channel)
+    }
+
+    fn prefix(&self, partition: usize) -> String {
+        self.prefix(partition)
+    }
+
+    fn home(&self) -> String {
+        format!("{}webhooks:", self.prefix(Self::REGISTRY))
+    }
+
+    fn run(&self, place: usize, commands: Vec<Cmd>) -> Done<'_, Result<Vec<Value>, StoreError>> {
+        Box::pin(async move {
+            let answers = self.run(place, &commands).await;
+            answers.ok_or_else(|| StoreError::new("Redis is away"))
+        })
+    }
+
+    fn at_home(&self, commands: Vec<Cmd>) -> Done<'_, Result<Vec<Value>, StoreError>> {
+        Places::run(self, Self::REGISTRY, commands)
+    }
 }
 
 pub(super) struct Cluster {
@@ -120,7 +149,7 @@ async fn forward(
 }
 
 fn stream(places: &dyn Places, partition: usize) -> String {
-    format!("{}facts", places.prefix(partition))
+    format!("{}{}", places.prefix(partition), Redis::FACTS)
 }
 
 /// Tries to get the lease, and dispatches while this node has it.
