@@ -291,7 +291,7 @@ pub fn subscribe_verb(is_sharded: bool) -> &'static str {
 }
 
 /// Ends when the probe is not heard in time.
-async fn probe(inner: &Inner, primary: &Primary, up: &Up) {
+async fn probe(inner: &Inner, primary: &Primary, up: &Arc<Up>) {
     let within = inner.settings.command_timeout;
     let inbox = inner.keys.inbox(primary.places[0], inner.node);
     for number in 1_u64.. {
@@ -319,7 +319,7 @@ async fn probe(inner: &Inner, primary: &Primary, up: &Up) {
             Ok(Some(redis_ms)) => {
                 for place in &primary.places {
                     if *place != REGISTRY {
-                        inner.partitions[*place].heard_until(redis_ms);
+                        inner.partitions[*place].heard_until(up, redis_ms);
                     }
                 }
             }

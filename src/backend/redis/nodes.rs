@@ -9,13 +9,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use redis::{Cmd, Value, cmd};
+use redis::{Value, cmd};
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use super::keys::{Keys, PARTITIONS, REGISTRY};
+use super::keys::{Keys, REGISTRY};
 use super::link::{Broken, Up};
+use super::partition::Partition;
 use super::scripts::{self, with};
 use super::{Inner, now_us};
 use crate::model::{AppId, ChannelId, ChannelName};
@@ -219,43 +220,27 @@ async fn registered(inner: &Inner) -> Vec<u32> {
 
 /// Takes out of every partition what the node held.
 pub async fn reap(inner: &Inner, node: u32) -> Result<(), Broken> {
-    let mut left: Vec<usize> = (0..PARTITIONS).collect();
-    let mut is_first = true;
-    while !left.is_empty() {
-        let mut next = Vec::new();
-        // Partitions of one primary in one round trip.
-        let mut by_link: Vec<(Arc<Up>, Vec<(usize, Cmd)>)> = Vec::new();
-        for index in left {
-            let up = inner.partitions[index].up().ok_or(Broken)?;
-            let prefix = inner.partitions[index].prefix();
-            let call = scripts::REAP.call(prefix, inner.states_there, up.is_sharded, node, 0);
-            let call = with(call, [&REAPED_AT_ONCE, &u8::from(is_first)]);
-            match by_link
-                .iter_mut()
-                .find(|(known, _)| Arc::ptr_eq(known, &up))
-            {
-                Some((_, calls)) => calls.push((index, call)),
-                None => by_link.push((up, vec![(index, call)])),
-            }
+    let each = inner.partitions.iter();
+    let each = each.map(|partition| reap_in(inner, partition, node));
+    futures_util::future::try_join_all(each).await.map(drop)
+}
+
+async fn reap_in(inner: &Inner, partition: &Partition, node: u32) -> Result<(), Broken> {
+    let up = partition.up().ok_or(Broken)?;
+    for is_first in std::iter::once(true).chain(std::iter::repeat(false)) {
+        let call = scripts::REAP.call(partition.prefix(), up.is_sharded, node, 0);
+        let call = with(call, [&REAPED_AT_ONCE, &u8::from(is_first)]);
+        let answer = up.run(&[call]).await?.remove(0);
+        let parts: Vec<String> = redis::from_redis_value(answer).unwrap_or_default();
+        let (is_over, facts) = parts.split_first().ok_or(Broken)?;
+        for fact in facts.chunks_exact(4) {
+            let name = ChannelName::of_the_cluster(&fact[2]);
+            let channel = ChannelId::new(&AppId::new(&fact[1]), &name);
+            inner.state(&channel, &fact[0], &fact[3]);
         }
-        for (up, calls) in by_link {
-            let commands: Vec<Cmd> = calls.iter().map(|(_, call)| call.clone()).collect();
-            let answers = up.run(&commands).await?;
-            for ((index, _), answer) in calls.iter().zip(answers) {
-                let parts: Vec<String> = redis::from_redis_value(answer).unwrap_or_default();
-                let (is_over, facts) = parts.split_first().ok_or(Broken)?;
-                for fact in facts.chunks_exact(4) {
-                    let name = ChannelName::of_the_cluster(&fact[2]);
-                    let channel = ChannelId::new(&AppId::new(&fact[1]), &name);
-                    inner.state(&channel, &fact[0], &fact[3]);
-                }
-                if is_over == "0" {
-                    next.push(*index);
-                }
-            }
+        if is_over == "1" {
+            break;
         }
-        is_first = false;
-        left = next;
     }
     Ok(())
 }

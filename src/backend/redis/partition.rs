@@ -128,10 +128,19 @@ impl Partition {
         self.shared().up.clone()
     }
 
-    pub fn heard_until(&self, redis_ms: u64) {
-        self.horizon_ms.store(redis_ms, Ordering::Release);
+    /// The link heard everything up to then.
+    pub fn heard_until(&self, up: &Arc<Up>, redis_ms: u64) {
         let now = Instant::now();
         let mut shared = self.shared();
+        // Before it is in use here, the log is still to be read.
+        if !shared
+            .up
+            .as_ref()
+            .is_some_and(|known| Arc::ptr_eq(known, up))
+        {
+            return;
+        }
+        self.horizon_ms.store(redis_ms, Ordering::Release);
         (shared.awaited).retain(|_, (_, since)| now.duration_since(*since) < RETURN_TIMEOUT);
     }
 
