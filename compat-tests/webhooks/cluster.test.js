@@ -1,43 +1,25 @@
 // Webhooks of several nodes with one Redis: told once for the cluster, whatever becomes of a node.
 
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
-import { existsSync, mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { test } from 'node:test';
 
 import { APP, Peer } from '../raw/peer.js';
-import { atEnd } from '../support/at-end.js';
 import { sleep, until } from '../support/events.js';
 import { startRaptor } from '../support/raptor.js';
+import { startRedis } from '../support/redis.js';
 import { ANSWER, Receiver } from './receiver.js';
 
 /** `RAPTOR_LIVES=40` makes it a matter of two minutes. */
 const LIVES = Number(process.env.RAPTOR_LIVES ?? 4);
 
-async function startRedis() {
-  const dir = mkdtempSync(join(tmpdir(), 'raptor-redis-'));
-  const socket = join(dir, 'socket');
-  const child = spawn('redis-server', ['--port', '0', '--save', '', '--unixsocket', socket, '--dir', dir], { stdio: 'ignore' });
-  atEnd(async () => {
-    const ended = new Promise((resolve) => child.once('close', resolve));
-    child.kill('SIGKILL');
-    await ended;
-    rmSync(dir, { recursive: true, force: true });
-  });
-  await until(() => existsSync(socket), 'redis-server');
-  return `unix://${socket}`;
-}
-
-const redis = { url: await startRedis() };
+const { url } = await startRedis();
 const app = (webhooks) => ({ ...APP, limits: { client_events_per_sec_max: 10_000, presence_members_max: 1_000 }, webhooks });
 
 let clusters = 0;
 
 /** Nodes of a cluster of their own. */
 async function startNodes(count, receiver) {
-  const config = { redis: { ...redis, key_prefix: `webhooks-${++clusters}` }, apps: [app([receiver.endpoint()])] };
+  const config = { redis: { url, key_prefix: `webhooks-${++clusters}` }, apps: [app([receiver.endpoint()])] };
   return Promise.all(Array.from({ length: count }, () => startRaptor({ config })));
 }
 

@@ -368,6 +368,8 @@ impl Sender {
     async fn attempt(&self, delivery: &Delivery) -> Attempt {
         let (at_ms, started) = (now_ms(), Instant::now());
         let (status, error) = match self.request(delivery) {
+            // The app has been taken out of the configuration meanwhile.
+            _ if delivery.key.is_empty() => (None, Some("the app is not there".to_owned())),
             Ok(request) => {
                 let timeout = self.endpoint.timeout;
                 let exchanged = self.outbound.exchange(request, timeout, ANSWER_BYTES_MAX);

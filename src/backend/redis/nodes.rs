@@ -228,7 +228,13 @@ pub async fn reap(inner: &Inner, node: u32) -> Result<(), Broken> {
 async fn reap_in(inner: &Inner, partition: &Partition, node: u32) -> Result<(), Broken> {
     let up = partition.up().ok_or(Broken)?;
     for is_first in std::iter::once(true).chain(std::iter::repeat(false)) {
-        let call = scripts::REAP.call(partition.prefix(), up.is_sharded, node, 0);
+        let call = scripts::REAP.call(
+            partition.prefix(),
+            inner.states_there,
+            up.is_sharded,
+            node,
+            0,
+        );
         let call = with(call, [&REAPED_AT_ONCE, &u8::from(is_first)]);
         let answer = up.run(&[call]).await?.remove(0);
         let parts: Vec<String> = redis::from_redis_value(answer).unwrap_or_default();
