@@ -1,6 +1,7 @@
 //! What the command line says: flags and environment variables, read but not judged.
 
 pub mod log;
+pub mod nodes;
 mod trigger;
 mod webhooks;
 pub mod welcome;
@@ -20,6 +21,7 @@ pub enum Command {
     Serve(Result<Written, Problem>),
     Check(Result<Written, Problem>),
     Trigger(Trigger),
+    Nodes(Result<Written, Problem>),
     /// The directory as given, or else the configuration that names it.
     Webhooks(Result<PathBuf, Result<Written, Problem>>, Wish),
 }
@@ -34,6 +36,7 @@ impl Command {
     fn from_cli(cli: Cli, variable: impl Fn(&str) -> Option<String>) -> Self {
         match cli.command.unwrap_or(CliCommand::Serve(cli.settings)) {
             CliCommand::Serve(settings) => Self::Serve(settings.written(variable)),
+            CliCommand::Nodes(settings) => Self::Nodes(settings.written(variable)),
             CliCommand::Check(settings) => Self::Check(settings.written(variable)),
             CliCommand::Trigger(args) => Self::Trigger(Trigger {
                 url: args
@@ -81,6 +84,9 @@ Examples:
   raptor --config raptor.toml --listen 0.0.0.0:6001
       Serves the apps of the file on every address of the machine.
 
+  raptor --config raptor.toml --redis redis://127.0.0.1
+      Is one of the nodes that share this Redis: clients of all see one room.
+
   RAPTOR_APP_SECRET=… raptor --listen 0.0.0.0:6001 --app-id 3 --app-key 278d425b
       Serves one app without a file. Other users of the machine can read the
       arguments of a process, but not its environment: put secrets there.
@@ -114,6 +120,11 @@ enum CliCommand {
     /// Takes the same flags and environment variables as `raptor serve`. The exit code is 0 for a
     /// valid configuration and 1 for any other.
     Check(Settings),
+    /// List the nodes that share one Redis, as Redis knows them
+    ///
+    /// Takes the same flags and environment variables as `raptor serve`. The exit code is 1 if
+    /// Redis cannot be reached, or if none is configured.
+    Nodes(Settings),
     /// Send an event through the HTTP API of a running server
     ///
     /// Works against Raptor and against hosted Pusher. Prints the server's answer; the exit code
@@ -145,6 +156,10 @@ struct Settings {
     /// The app's secret; better given in the environment [env: RAPTOR_APP_SECRET]
     #[arg(long, value_name = "SECRET")]
     app_secret: Option<String>,
+    /// Be one node of several that share this Redis; with a password better given in the
+    /// environment [env: RAPTOR_REDIS]
+    #[arg(long, value_name = "URL")]
+    redis: Option<String>,
     /// What to log: off, error, warn, info, debug, trace, or a filter such as warn,raptor=debug
     /// [env: RAPTOR_LOG] [default: info]
     #[arg(long, value_name = "LEVEL-FILTER")]
@@ -249,6 +264,7 @@ impl Settings {
             app_id: given(self.app_id, "--app-id", "RAPTOR_APP_ID"),
             app_key: given(self.app_key, "--app-key", "RAPTOR_APP_KEY"),
             app_secret: given(self.app_secret, "--app-secret", "RAPTOR_APP_SECRET"),
+            redis: given(self.redis, "--redis", "RAPTOR_REDIS"),
             log_level: given(self.log, "--log", "RAPTOR_LOG"),
             log_format: given(self.log_format, "--log-format", "RAPTOR_LOG_FORMAT"),
         })
@@ -305,6 +321,7 @@ mod tests {
             ("RAPTOR_APP_SECRET", "4"),
             ("RAPTOR_LOG", "5"),
             ("RAPTOR_LOG_FORMAT", "6"),
+            ("RAPTOR_REDIS", "7"),
         ];
         let flags = [
             "--listen=a",
@@ -313,6 +330,7 @@ mod tests {
             "--app-secret=d",
             "--log=e",
             "--log-format=f",
+            "--redis=g",
         ];
         let all = |written: Written| {
             [
@@ -322,6 +340,7 @@ mod tests {
                 written.app_secret,
                 written.log_level,
                 written.log_format,
+                written.redis,
             ]
             .map(|sited| sited.map(|sited| format!("{} {}", sited.site, sited.value)))
         };

@@ -6,6 +6,7 @@ mod apps;
 mod bayeux;
 mod convert;
 mod problem;
+mod redis;
 mod section;
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,8 @@ pub struct Config {
     /// For each app what it says about Bayeux. Mounts are distinct.
     pub bayeux: Vec<(AppId, crate::bayeux::Settings)>,
     pub webhooks: crate::webhooks::Settings,
+    /// Absent for a node that is alone.
+    pub redis: Option<crate::backend::redis::Settings>,
     /// What is allowed, but probably not meant.
     pub warnings: Vec<Problem>,
 }
@@ -116,6 +119,7 @@ impl Config {
             apps: vec![development_app()],
             bayeux: vec![development_bayeux()],
             webhooks: Default::default(),
+            redis: None,
             warnings: Vec::new(),
         }
     }

@@ -18,6 +18,7 @@ async fn main() -> ExitCode {
     let outcome = match Command::given() {
         Command::Serve(settings) => serve(settings).await,
         Command::Check(settings) => check(settings),
+        Command::Nodes(settings) => nodes(settings).await,
         Command::Trigger(event) => event.send().await.map(print),
         Command::Webhooks(Ok(dir), wish) => Webhooks { dir, wish }.run().map(print),
         Command::Webhooks(Err(settings), wish) => webhooks(settings, wish),
@@ -66,6 +67,15 @@ async fn serve(settings: Result<Written, Problem>) -> Result<(), String> {
 fn check(settings: Result<Written, Problem>) -> Result<(), String> {
     let config = read(settings)?;
     print(cli::welcome::summary(&config));
+    Ok(())
+}
+
+async fn nodes(settings: Result<Written, Problem>) -> Result<(), String> {
+    let config = read(settings)?;
+    let redis = config
+        .redis
+        .ok_or("no Redis is configured: give --redis URL")?;
+    print(cli::nodes::table(&redis).await?);
     Ok(())
 }
 

@@ -29,7 +29,7 @@ use warp::http::{HeaderMap, Request, StatusCode, Uri};
 use warp::reply::Response;
 
 use crate::apps::AppRegistry;
-use crate::backend::{Memory, fact_queue};
+use crate::backend::{Backend, Memory, Redis, fact_queue, redis};
 use crate::broker::Broker;
 use crate::config::Config;
 use crate::hub::{Hub, Load};
@@ -50,6 +50,8 @@ pub use status::Status;
 use status::StatusListener;
 use tls::Certificate;
 
+/// How long start-up waits for Redis.
+const REDIS_START_TIMEOUT: Duration = Duration::from_secs(3);
 /// Facts that may wait for whoever tells the application.
 const FACTS_MAX: usize = 65_536;
 /// How long an HTTP connection may rest between requests, and the head of a later request take.
@@ -72,6 +74,7 @@ pub struct Server {
     shutdown_spread: Duration,
     webhooks: Option<Webhooks>,
     pub status: Arc<Status>,
+    redis: Option<Arc<Redis>>,
     status_listener: Option<StatusListener>,
     reloader: Reloader,
 }
@@ -118,6 +121,7 @@ impl Server {
             apps,
             bayeux,
             webhooks,
+            redis,
             ..
         } = config;
         let listener = TcpListener::bind(settings.listen).await;
@@ -140,12 +144,30 @@ impl Server {
         let lives = Lives::default();
         let flushers = Arc::new(Flushers::start());
         let hub = Arc::new(Hub::new());
-        let ids = Arc::new(IdSource::new(RandomState::new().hash_one(()) as u32));
+        let ids = Arc::new(IdSource::new(
+            (RandomState::new().hash_one(()) as u32).max(1),
+        ));
         let apps = Arc::new(AppRegistry::new(apps));
         let registry = apps.clone();
         let (fact_sink, facts) = fact_queue(FACTS_MAX);
         let are_logged = tracing::enabled!(target: webhooks::FACTS_LOG, tracing::Level::DEBUG);
-        let webhooks = Webhooks::start(webhooks, apps.clone(), facts).await;
+        let redis = match redis {
+            Some(settings) => {
+                let address = listener.local_addr().map_err(StartError::Listen)?;
+                let facts = match webhooks.endpoints.is_empty() {
+                    true => redis::Facts::Here(fact_sink.clone()),
+                    false => redis::Facts::InStreams(fact_sink.clone()),
+                };
+                let (hub, ids) = (hub.clone(), ids.clone());
+                let redis = Redis::start(settings, address.to_string(), hub, ids, facts);
+                // Who comes before Redis is there is served all the same, by this node alone.
+                let _ = timeout(REDIS_START_TIMEOUT, redis.connected()).await;
+                Some(Arc::new(redis))
+            }
+            None => None,
+        };
+        let places = (redis.clone()).map(|redis| -> Arc<dyn webhooks::Places> { redis });
+        let webhooks = Webhooks::start(webhooks, apps.clone(), facts, places).await;
         let webhooks = webhooks.map_err(StartError::Webhooks)?;
         let are_wanted = webhooks.as_ref().is_some_and(Webhooks::want_sessions);
         fact_sink.want_sessions(are_logged || are_wanted);
@@ -153,7 +175,10 @@ impl Server {
             Some(webhooks) => webhooks.note(fact_sink),
             None => fact_sink,
         };
-        let backend = Arc::new(Memory::new(hub.clone(), ids.clone(), fact_sink.clone()));
+        let backend: Arc<dyn Backend> = match &redis {
+            Some(redis) => redis.clone(),
+            None => Arc::new(Memory::new(hub.clone(), ids.clone(), fact_sink.clone())),
+        };
         let broker = Broker::new(hub, backend, fact_sink, ids);
         let pusher = Arc::new(pusher::Front {
             broker: broker.clone(),
@@ -185,6 +210,9 @@ impl Server {
         };
         let status = Arc::new(Status::default());
         show(&status, broker.clone(), lives.tasks.clone());
+        if let Some(redis) = &redis {
+            show_redis(&status, redis);
+        }
         tokio::spawn(watch_memory(
             Arc::downgrade(&broker),
             settings.outbox_bytes_total_max,
@@ -196,6 +224,7 @@ impl Server {
             started_with,
         };
         Ok(Self {
+            redis,
             reloader,
             status,
             status_listener,
@@ -260,6 +289,7 @@ impl Server {
             shutdown_spread,
             webhooks,
             status,
+            redis,
             ..
         } = self;
         status.stop();
@@ -279,6 +309,9 @@ impl Server {
                 tracing::warn!("some connections did not leave their channels in time");
             }
             webhooks.stop().await;
+        }
+        if let Some(redis) = redis {
+            redis.leave_cluster().await;
         }
     }
 
@@ -529,6 +562,34 @@ async fn watch_memory(broker: Weak<Broker>, outbox_bytes_max: usize) {
         };
         waiting = broker.relieve(outbox_bytes_max);
     }
+}
+
+/// How it stands with the other nodes. A node without Redis stays ready: it serves its clients, and
+/// if Redis is away for all nodes, none would be left.
+fn show_redis(status: &Status, redis: &Redis) {
+    let redis = redis.status();
+    let remarked = redis.clone();
+    status.remark(move || {
+        let is_degraded = remarked.is_degraded();
+        is_degraded.then(|| "degraded: Redis is away".to_owned())
+    });
+    status.show(move |page| {
+        page.gauge(
+            "raptor_redis_up",
+            "1 while events are shared with the other nodes through Redis, else 0.",
+            f64::from(u8::from(!redis.is_degraded())),
+        );
+        page.counter(
+            "raptor_redis_events_not_shared_total",
+            "Events that other nodes did not get, or perhaps not, because Redis was away.",
+            redis.not_shared_count(),
+        );
+        page.counter(
+            "raptor_redis_log_overruns_total",
+            "Times that a subscription was away for longer than the log of a partition reaches.",
+            redis.log_overruns_count(),
+        );
+    });
 }
 
 /// What the channel model can tell when somebody asks.

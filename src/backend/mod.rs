@@ -7,7 +7,9 @@
 #[cfg(test)]
 mod contract;
 mod facts;
+mod last_events;
 mod memory;
+pub mod redis;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,6 +17,7 @@ use std::time::Duration;
 
 pub use facts::{FactSink, fact_queue};
 pub use memory::Memory;
+pub use redis::Redis;
 
 use crate::hub::{Expansion, MemberLimitReached, Occupancy, Roster, Subscriber};
 use crate::model::{AppId, ChannelId, ChannelName, Event, Member, SocketId};

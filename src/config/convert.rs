@@ -7,6 +7,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::apps::{self, Joined, unlimited_or};
 use super::problem::Problems;
+use super::redis;
 use super::section::{Reading, Section, nearest};
 use super::webhooks;
 use super::written::{Sited, Written};
@@ -18,15 +19,16 @@ impl Config {
     /// Flags and environment variables beat the file, the file beats the defaults.
     pub fn from_written(written: &Written) -> Result<Self, Problems> {
         let reading = Reading::of(written.file.as_ref());
-        let (server, log, joined, warnings) = reading.root(|root| {
+        let (server, log, joined, redis, warnings) = reading.root(|root| {
             let listen = listen(root, written);
             let server = server_settings(root, listen.as_ref());
             let log = log_settings(root, written);
             let drafts = apps::drafts(root, written, &server);
             let warnings = apps::warnings(&drafts);
             let webhooks = webhooks::settings(root);
+            let redis = redis::settings(root, written);
             let joined = apps::apps(root.reading, drafts, listen.as_ref(), webhooks);
-            (server, log, joined, warnings)
+            (server, log, joined, redis, warnings)
         });
         let Joined {
             apps,
@@ -41,6 +43,7 @@ impl Config {
                 apps,
                 bayeux,
                 webhooks,
+                redis,
                 warnings,
             });
         }

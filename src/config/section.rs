@@ -138,6 +138,15 @@ impl<'s> Section<'s> {
             .map_or(default, |secs| Duration::from_secs(secs as u64))
     }
 
+    pub(super) fn duration_ms(
+        &mut self,
+        key: &'static str,
+        allowed_ms: RangeInclusive<usize>,
+    ) -> Option<Duration> {
+        let ms = self.number(key, allowed_ms)?;
+        Some(Duration::from_millis(ms as u64))
+    }
+
     pub(super) fn number(
         &mut self,
         key: &'static str,

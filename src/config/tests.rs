@@ -183,6 +183,14 @@ fn every_key_reaches_its_place() {
     let origins: Vec<_> = app.allowed_origins.iter().map(|o| o.to_string()).collect();
     assert_eq!(origins, ["https://a.example", "https://*.b.example"]);
 
+    let redis = config.redis.as_ref().expect("a [redis] section");
+    assert_eq!(redis.key_prefix, "mine");
+    assert_eq!(redis.command_timeout, Duration::from_millis(500));
+    assert_eq!(
+        format!("{redis:?}"),
+        r#"Single("redis.example", 7000) tls=false database=3"#
+    );
+
     let webhooks = &config.webhooks;
     assert_eq!(
         webhooks.dir.as_deref(),

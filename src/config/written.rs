@@ -13,6 +13,7 @@ pub struct Written {
     pub app_id: Option<Sited<String>>,
     pub app_key: Option<Sited<String>>,
     pub app_secret: Option<Sited<String>>,
+    pub redis: Option<Sited<String>>,
     pub log_level: Option<Sited<String>>,
     pub log_format: Option<Sited<String>>,
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::audience::{Audience, Parcel};
 use super::presence::Presence;
 use super::{
-    Acknowledgement, Arrival, Closing, Departure, MemberLimitReached, Occupancy, Subscriber,
+    Acknowledgement, Arrival, Closing, Departure, Holding, MemberLimitReached, Occupancy,
+    Subscriber,
 };
 use crate::model::{Body, Event, Member, SocketId};
 
@@ -160,6 +161,13 @@ impl Channel {
             connections: self.subscriptions.len() as u64,
             users: self.presence.len() as u64,
         })
+    }
+
+    pub fn holding(&self) -> Holding {
+        Holding {
+            connections: self.subscriptions.len() as u64,
+            members: self.presence.connections(),
+        }
     }
 
     pub fn members(&self) -> Vec<Arc<Member>> {

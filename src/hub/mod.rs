@@ -106,6 +106,14 @@ pub struct Acknowledgement {
     pub replay: Option<(EventId, Frame)>,
 }
 
+/// Everything that is subscribed to a channel here.
+#[derive(Clone, Default, Debug)]
+pub struct Holding {
+    pub connections: u64,
+    /// The users of a presence channel and how many connections each has.
+    pub members: Vec<(Arc<Member>, u32)>,
+}
+
 /// How many subscribe to a channel here.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Occupancy {
@@ -244,6 +252,17 @@ impl Hub {
         self.shard(id).get(id).and_then(Channel::occupancy)
     }
 
+    /// Empty if nobody is subscribed here.
+    pub fn holding(&self, id: &ChannelId) -> Holding {
+        (self.shard(id).get(id)).map_or_else(Holding::default, Channel::holding)
+    }
+
+    /// Whether anybody here would be handed an event of the channel.
+    pub fn is_heard(&self, id: &ChannelId) -> bool {
+        self.patterns.has_any(&id.app)
+            || (self.shard(id).get(id)).is_some_and(|channel| channel.occupancy().is_some())
+    }
+
     /// The users in a presence channel, in the order of their ids.
     pub fn members(&self, id: &ChannelId) -> Vec<Arc<Member>> {
         (self.shard(id).get(id)).map_or_else(Vec::new, Channel::members)
@@ -263,6 +282,14 @@ impl Hub {
             }
         }
         found
+    }
+
+    /// How many channels are occupied here, about.
+    pub fn channel_count(&self) -> u64 {
+        self.shards
+            .iter()
+            .map(|shard| lock(shard).len() as u64)
+            .sum()
     }
 
     /// How many channels of each app are occupied here, and how many subscriptions they have.

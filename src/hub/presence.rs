@@ -27,6 +27,10 @@ impl Presence {
         self.0.values().map(|(member, _)| member.clone()).collect()
     }
 
+    pub fn connections(&self) -> Vec<(Arc<Member>, u32)> {
+        self.0.values().cloned().collect()
+    }
+
     /// Whether the user is new.
     pub fn add(&mut self, member: &Arc<Member>) -> bool {
         let entry = self.0.entry(member.user_id.clone());

@@ -51,6 +51,10 @@ impl SocketId {
         self.node
     }
 
+    pub const fn serial(self) -> u32 {
+        self.serial
+    }
+
     /// `None` for text that no node of ours can have given out. That is not the same as malformed:
     /// see [`SocketId::is_well_formed`].
     pub fn parse(text: &str) -> Option<Self> {
@@ -91,6 +95,20 @@ pub struct EventId {
     serial: u64,
 }
 
+impl EventId {
+    pub const fn new(node: u32, serial: u64) -> Self {
+        Self { node, serial }
+    }
+
+    pub const fn node(self) -> u32 {
+        self.node
+    }
+
+    pub const fn serial(self) -> u64 {
+        self.serial
+    }
+}
+
 /// Hands out the ids of one node.
 #[derive(Debug)]
 pub struct IdSource {
@@ -106,6 +124,10 @@ impl IdSource {
             sockets: AtomicU64::new(1),
             events: AtomicU64::new(1),
         }
+    }
+
+    pub fn node(&self) -> u32 {
+        self.node
     }
 
     /// Unique until 2³² further connections have been opened.

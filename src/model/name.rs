@@ -72,6 +72,11 @@ impl ChannelName {
         Ok(Self(text.into()))
     }
 
+    /// A name that a node of this cluster has parsed or made.
+    pub fn of_the_cluster(text: &str) -> Self {
+        Self(text.into())
+    }
+
     /// The channel that carries what is sent to one user (2.9).
     pub fn server_to_user(user_id: &str) -> Self {
         Self(format!("{SERVER_TO_USER}{user_id}").into())
@@ -127,6 +132,16 @@ impl ChannelName {
         ]
         .iter()
         .any(|prefix| self.0.starts_with(prefix))
+    }
+
+    /// The user of an internal or addressed channel, else the whole name: what is decided together
+    /// about a user has this in common.
+    pub fn locality(&self) -> &str {
+        let prefixes = [SERVER_TO_USER, SIGNED_IN, WATCHERS];
+        (prefixes
+            .iter()
+            .find_map(|prefix| self.0.strip_prefix(prefix)))
+        .unwrap_or(&self.0)
     }
 
     /// Whether applications are told of the channel: lists, counts, webhooks.

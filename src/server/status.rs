@@ -27,6 +27,7 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECTIONS_MAX: usize = 32;
 
 type Reading = Box<dyn Fn(&mut Page) + Send + Sync>;
+type Remark = Box<dyn Fn() -> Option<String> + Send + Sync>;
 type Condition = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
 
 /// Whoever has something to show or may be unfit for service says so here once.
@@ -34,6 +35,7 @@ type Condition = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
 pub struct Status {
     readings: Mutex<Vec<Reading>>,
     conditions: Mutex<Vec<Condition>>,
+    remarks: Mutex<Vec<Remark>>,
     stopping: AtomicBool,
 }
 
@@ -51,6 +53,12 @@ impl Status {
         conditions.push(Box::new(check));
     }
 
+    /// `remark` says what is wrong though the server is ready.
+    pub fn remark(&self, remark: impl Fn() -> Option<String> + Send + Sync + 'static) {
+        let mut remarks = self.remarks.lock().unwrap_or_else(PoisonError::into_inner);
+        remarks.push(Box::new(remark));
+    }
+
     /// From now on the server is not ready any more.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
@@ -64,10 +72,19 @@ impl Status {
     /// 503 with the reason while no new client should be sent here.
     pub fn ready(&self) -> Response {
         let response = match self.unfit() {
-            None => text(StatusCode::OK, "ready"),
+            None => text(StatusCode::OK, &self.ready_text()),
             Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, &why),
         };
         uncached(response)
+    }
+
+    fn ready_text(&self) -> String {
+        let remarks = self.remarks.lock().unwrap_or_else(PoisonError::into_inner);
+        let remarks: Vec<_> = remarks.iter().filter_map(|remark| remark()).collect();
+        match remarks.is_empty() {
+            true => "ready".to_owned(),
+            false => format!("ready, {}", remarks.join("; ")),
+        }
     }
 
     fn unfit(&self) -> Option<String> {

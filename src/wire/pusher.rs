@@ -521,7 +521,7 @@ mod tests {
         let data = data.unwrap();
         assert_eq!(&*data.user.user_id, "1");
         assert_eq!(data.user.user_info.as_deref(), Some(r#"{"n":1}"#));
-        assert_eq!(data.watchlist, ["a".into(), "b".into()]);
+        assert_eq!(data.watchlist, ["a", "b"].map(crate::model::UserId::from));
         for bad in [
             "{}",
             r#"{"id":1}"#,

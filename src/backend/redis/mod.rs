@@ -1,0 +1,510 @@
+//! Many nodes as one, through Redis.
+//!
+//! | file | |
+//! |---|---|
+//! | `target` | which Redis: a server, Sentinels, a cluster; where the primaries are now |
+//! | `keys` | where things are in Redis: partitions, keys, topics |
+//! | `record` | an event as it travels |
+//! | `scripts` | the changes that Redis makes in one step |
+//! | `link` | the connections to a primary, watched end to end |
+//! | `partition` | joins, leaves, publishes and deliveries of one partition |
+//! | `view` | what a presence channel's subscribers here were told |
+//! | `nodes` | which nodes live, and taking out those that do not |
+//!
+//! # Promises
+//!
+//! - *One order.* A publish goes to Redis and comes back; subscribers of the publisher's own node
+//!   get it when it does, so a channel has Redis's order on every node.
+//! - *Nothing is lost with a subscription.* Each event is also written to its partition's log (a
+//!   short stream); a subscription that broke, or heard nothing for a while, reads there what it
+//!   missed. Event ids tell what was there already.
+//! - *First and last are decided once,* by scripts that change a channel's state and tell of the
+//!   change in one step. Whoever runs the script that made a fact true states it.
+//! - *A late command does no harm.* Scripts carry the number of the node's session in the
+//!   partition. A session ends when the node is declared dead or begins another one; commands of
+//!   an ended session are refused, also those that were under way in a connection given up.
+//! - *While Redis is away* publishes are delivered here at once and counted as not shared; joins
+//!   and leaves are the hub's alone. When it is back, the node says what it holds, whatever Redis
+//!   still knows or has forgotten, and the views let through what is news.
+//!
+//! What is not promised: an event that a primary acknowledged and lost by dying before it wrote to
+//! its subscribers' sockets; and order between an event delivered locally while Redis was away and
+//! those of other nodes.
+
+mod keys;
+mod link;
+mod nodes;
+mod partition;
+mod record;
+mod scripts;
+mod target;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use redis::{Cmd, Value, cmd};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::last_events::LastEvents;
+use super::{Backend, Done, FactSink, Joined, Joining, LastEvent, Left};
+use crate::hub::{Expansion, Hub, MemberLimitReached, Occupancy, Subscriber};
+use crate::model::ids::IdSource;
+use crate::model::{AppId, ChannelId, ChannelName, Event, Member, SocketId};
+use keys::{Keys, PARTITIONS};
+pub use nodes::NodeInfo;
+use partition::{Partition, Request};
+pub use target::{Certificates, Settings};
+
+pub struct Redis(Arc<Inner>);
+
+struct Inner {
+    hub: Arc<Hub>,
+    ids: Arc<IdSource>,
+    facts: FactSink,
+    /// Whether Redis writes joins and leaves into the streams of facts. They are not stated here
+    /// then.
+    states_there: bool,
+    settings: Settings,
+    keys: Keys,
+    node: u32,
+    /// Where this node listens, for `raptor nodes`.
+    address: String,
+    started_us: u64,
+    partitions: Vec<Partition>,
+    nodes: nodes::Nodes,
+    last_events: Mutex<LastEvents>,
+    /// The apps with pattern subscribers here, and how many.
+    watched: tokio::sync::Mutex<HashMap<AppId, usize>>,
+    sessions: AtomicU64,
+    status: Arc<Status>,
+    stop: CancellationToken,
+}
+
+/// Where joins and leaves are stated.
+pub enum Facts {
+    /// Each by the node that ran the script.
+    Here(FactSink),
+    /// By the scripts themselves, for whoever reads the streams of the partitions. The node's own
+    /// sink keeps what no script knows.
+    InStreams(FactSink),
+}
+
+/// How it stands with Redis.
+#[derive(Default)]
+pub struct Status {
+    shared_partitions: AtomicUsize,
+    was_said: AtomicBool,
+    not_shared: AtomicU64,
+    log_overruns: AtomicU64,
+}
+
+impl Status {
+    /// Whether Redis, or a part of it, is away.
+    pub fn is_degraded(&self) -> bool {
+        self.shared_partitions.load(Ordering::Relaxed) < PARTITIONS
+    }
+
+    /// Publishes that other nodes have not got, or perhaps not.
+    pub fn not_shared_count(&self) -> u64 {
+        self.not_shared.load(Ordering::Relaxed)
+    }
+
+    /// How often a subscription was away for longer than the log reaches back.
+    pub fn log_overruns_count(&self) -> u64 {
+        self.log_overruns.load(Ordering::Relaxed)
+    }
+
+    fn not_shared(&self) {
+        self.not_shared.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn log_overran(&self) {
+        self.log_overruns.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn partition_is_up(&self) {
+        let up = 1 + self.shared_partitions.fetch_add(1, Ordering::Relaxed);
+        if up == PARTITIONS && self.was_said.swap(false, Ordering::Relaxed) {
+            let not_shared = self.not_shared_count();
+            tracing::info!(not_shared, "Redis is there again");
+        }
+    }
+
+    fn partition_is_down(&self) {
+        self.shared_partitions.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Logs the change, not every attempt.
+    fn say_away(&self, why: impl ToString) {
+        if !self.was_said.swap(true, Ordering::Relaxed) {
+            let why = why.to_string();
+            tracing::warn!(why, "Redis is away: this node serves its own clients alone");
+        }
+    }
+}
+
+impl Redis {
+    pub const PARTITIONS: usize = PARTITIONS;
+    /// The place of what concerns no partition.
+    pub const REGISTRY: usize = keys::REGISTRY;
+    /// The name of a partition's stream of facts, behind its prefix.
+    pub const FACTS: &str = scripts::FACTS;
+
+    pub fn partition_of(channel: &ChannelId) -> usize {
+        keys::partition_of(channel)
+    }
+
+    /// Connects in the background; until then the node serves its own clients. `address` is where
+    /// it listens, for people to read.
+    pub fn start(
+        settings: Settings,
+        address: String,
+        hub: Arc<Hub>,
+        ids: Arc<IdSource>,
+        facts: Facts,
+    ) -> Self {
+        let (facts, states_there) = match facts {
+            Facts::Here(sink) => (sink, false),
+            Facts::InStreams(sink) => (sink.silent(), true),
+        };
+        let keys = Keys::new(&settings.key_prefix);
+        let waiting_bytes = Arc::default();
+        let (partitions, ends): (Vec<_>, Vec<_>) = (0..PARTITIONS)
+            .map(|index| Partition::new(keys.of(index), Arc::clone(&waiting_bytes)))
+            .unzip();
+        let inner = Arc::new(Inner {
+            hub,
+            node: ids.node(),
+            ids,
+            facts,
+            states_there,
+            settings,
+            keys,
+            address,
+            started_us: now_us(),
+            partitions,
+            nodes: nodes::Nodes::default(),
+            last_events: Mutex::default(),
+            watched: tokio::sync::Mutex::default(),
+            sessions: AtomicU64::new(0),
+            status: Arc::default(),
+            stop: CancellationToken::new(),
+        });
+        for (index, ends) in ends.into_iter().enumerate() {
+            partition::start(&inner, index, ends);
+        }
+        tokio::spawn(link::keep_up(inner.clone()));
+        tokio::spawn(nodes::watch(inner.clone()));
+        Self(inner)
+    }
+
+    /// Waits until every partition is shared.
+    pub async fn connected(&self) {
+        while self
+            .0
+            .partitions
+            .iter()
+            .any(|partition| partition.up().is_none())
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub fn status(&self) -> Arc<Status> {
+        self.0.status.clone()
+    }
+
+    /// Takes this node out of the cluster, so that nobody has to find it dead.
+    pub async fn leave_cluster(&self) {
+        let inner = &self.0;
+        inner.nodes.leaving.cancel();
+        let leave = async {
+            nodes::reap(inner, inner.node).await.ok()?;
+            let mut forget = cmd("HDEL");
+            forget.arg(nodes::beats_key(&inner.keys)).arg(inner.node);
+            inner.nodes.registry()?.run(&[forget]).await.ok()
+        };
+        let _ = tokio::time::timeout(inner.settings.command_timeout, leave).await;
+        inner.stop.cancel();
+    }
+
+    /// What every key of the place starts with: a partition, or [`Redis::REGISTRY`].
+    pub fn prefix(&self, place: usize) -> String {
+        self.0.keys.of(place)
+    }
+
+    /// The answers, in order. `None` while the place is away.
+    pub async fn run(&self, place: usize, commands: &[Cmd]) -> Option<Vec<Value>> {
+        let up = match self.0.partitions.get(place) {
+            Some(partition) => partition.up(),
+            None => self.0.nodes.registry(),
+        };
+        up?.run(commands).await.ok()
+    }
+
+    /// Returns when everything published before has been handed over on this node.
+    #[cfg(test)]
+    async fn caught_up(&self, channel: &ChannelId) {
+        self.0.partition(channel).caught_up().await;
+    }
+
+    /// The nodes that Redis knows.
+    pub async fn nodes(settings: &Settings) -> Result<Vec<NodeInfo>, String> {
+        let keys = Keys::new(&settings.key_prefix);
+        let ask = async {
+            for primary in settings.primaries().await? {
+                if primary.places.contains(&keys::REGISTRY) {
+                    let mut connection = settings.connect(&primary.address, None).await?;
+                    let mut ask = cmd("HGETALL");
+                    ask.arg(nodes::beats_key(&keys));
+                    let answer: Value = ask.query_async(&mut connection).await?;
+                    return Ok(nodes::listed(&answer));
+                }
+            }
+            Ok(Vec::new())
+        };
+        ask.await
+            .map_err(|error: redis::RedisError| error.to_string())
+    }
+}
+
+impl Inner {
+    fn last_events(&self) -> MutexGuard<'_, LastEvents> {
+        self.last_events
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Numbers of one node grow; those of a node of the same number that was there before are
+    /// lower.
+    fn next_session(&self) -> u64 {
+        let next = |last| Some(now_us().max(last + 1));
+        let ordering = Ordering::Relaxed;
+        let last = self.sessions.fetch_update(ordering, ordering, next);
+        next(last.unwrap_or_else(|last| last)).unwrap_or_default()
+    }
+
+    /// At random from 0 to 1.
+    fn chance(&self) -> f64 {
+        RandomState::new().hash_one(self.node) as f64 / u64::MAX as f64
+    }
+}
+
+/// Microseconds since 1970: below 2^53, where Lua's numbers end, until the year 2255.
+fn now_us() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+    since_1970.map_or(0, |since| since.as_micros() as u64)
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.0.stop.cancel();
+    }
+}
+
+impl Backend for Redis {
+    fn publish(&self, event: Event, keep: Option<Duration>) -> Done<'_, ()> {
+        Box::pin(self.0.publish(event, keep))
+    }
+
+    fn join<'a>(
+        &'a self,
+        channel: &'a ChannelId,
+        joining: Joining,
+    ) -> Done<'a, Result<Joined, MemberLimitReached>> {
+        Box::pin(async move {
+            let (reply, answer) = oneshot::channel();
+            let request = Request::Join(channel.clone(), joining, reply);
+            self.0.partition(channel).request(request).await;
+            answer.await.unwrap_or(Err(MemberLimitReached))
+        })
+    }
+
+    fn leave<'a>(&'a self, channel: &'a ChannelId, who: SocketId) -> Done<'a, Option<Left>> {
+        Box::pin(async move {
+            let (reply, answer) = oneshot::channel();
+            let request = Request::Leave(channel.clone(), who, reply);
+            self.0.partition(channel).request(request).await;
+            answer.await.unwrap_or(None)
+        })
+    }
+
+    fn join_pattern<'a>(
+        &'a self,
+        app: &'a AppId,
+        pattern: &'a str,
+        expansion: Expansion,
+        subscriber: Subscriber,
+    ) -> Done<'a, ()> {
+        Box::pin(async move {
+            let inner = &self.0;
+            (inner.hub).join_pattern(app, pattern, expansion, subscriber);
+            // Held until it is in force, so that a second one does not return before.
+            let mut watched = inner.watched.lock().await;
+            let count = watched.entry(app.clone()).or_default();
+            *count += 1;
+            if *count == 1 {
+                inner.watch(app, true).await;
+            }
+        })
+    }
+
+    fn leave_pattern<'a>(
+        &'a self,
+        app: &'a AppId,
+        pattern: &'a str,
+        who: SocketId,
+    ) -> Done<'a, ()> {
+        Box::pin(async move {
+            let inner = &self.0;
+            if !inner.hub.leave_pattern(app, pattern, who) {
+                return;
+            }
+            let mut watched = inner.watched.lock().await;
+            if let Some(count) = watched.get_mut(app) {
+                *count -= 1;
+                if *count == 0 {
+                    watched.remove(app);
+                    inner.watch(app, false).await;
+                }
+            }
+        })
+    }
+
+    fn channels<'a>(
+        &'a self,
+        app: &'a AppId,
+        prefix: &'a str,
+    ) -> Done<'a, Vec<(ChannelName, Occupancy)>> {
+        Box::pin(async move {
+            let partitions = self.0.partitions.iter();
+            let each = partitions.map(|partition| self.0.channels_in(partition, app, prefix));
+            let each = futures_util::future::join_all(each).await;
+            let mut found = each.concat();
+            found.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+            found
+        })
+    }
+
+    fn occupancy<'a>(&'a self, channel: &'a ChannelId) -> Done<'a, Option<Occupancy>> {
+        Box::pin(async move {
+            let inner = &self.0;
+            let partition = inner.partition(channel);
+            let (app, name) = (&channel.app, &channel.name);
+            let mut connections = cmd("HGET");
+            connections
+                .arg(format!("{}channels:{app}", partition.prefix()))
+                .arg(name.as_str());
+            let mut users = cmd("HLEN");
+            users.arg(format!("{}users:{app}:{name}", partition.prefix()));
+            let Some(answers) = inner.ask(partition, &[connections, users]).await else {
+                return inner.hub.occupancy(channel);
+            };
+            let number = |at: usize| redis::from_redis_value::<Option<u64>>(answers[at].clone());
+            let connections = number(0).ok().flatten()?;
+            let users = number(1).ok().flatten().unwrap_or_default();
+            Some(Occupancy { connections, users })
+        })
+    }
+
+    fn members<'a>(&'a self, channel: &'a ChannelId) -> Done<'a, Vec<Arc<Member>>> {
+        Box::pin(async move {
+            let inner = &self.0;
+            let partition = inner.partition(channel);
+            let (app, name) = (&channel.app, &channel.name);
+            let mut infos = cmd("HGETALL");
+            infos.arg(format!("{}info:{app}:{name}", partition.prefix()));
+            let Some(mut answers) = inner.ask(partition, &[infos]).await else {
+                return inner.hub.members(channel);
+            };
+            let infos: HashMap<String, String> =
+                redis::from_redis_value(answers.remove(0)).unwrap_or_default();
+            partition::roster_of(infos.into_iter().flat_map(|(k, v)| [k, v]).collect())
+        })
+    }
+
+    fn last_event<'a>(&'a self, channel: &'a ChannelId) -> Done<'a, Option<LastEvent>> {
+        Box::pin(async move {
+            let inner = &self.0;
+            let partition = inner.partition(channel);
+            let key = inner.keys.last_event(channel);
+            let (mut get, mut expires) = (cmd("GET"), cmd("PTTL"));
+            get.arg(&key);
+            expires.arg(&key);
+            let answers = match partition.up() {
+                Some(up) => up.run_in_order(&[get, expires]).await.ok(),
+                None => None,
+            };
+            let Some(answers) = answers else {
+                return inner.last_events().get(channel);
+            };
+            let record: Option<Vec<u8>> = redis::from_redis_value(answers[0].clone()).ok()?;
+            let expires_ms: i64 = redis::from_redis_value(answers[1].clone()).ok()?;
+            let event = record::decode(&record?)?;
+            // Whoever is subscribing has got it, or will not get it any more.
+            partition.delivered().await;
+            let expires_in = Duration::from_millis(u64::try_from(expires_ms).ok()?);
+            Some(LastEvent { event, expires_in })
+        })
+    }
+}
+
+impl Inner {
+    /// `None` while Redis is away.
+    async fn ask(&self, partition: &Partition, commands: &[redis::Cmd]) -> Option<Vec<Value>> {
+        partition.up()?.run(commands).await.ok()
+    }
+
+    async fn watch(&self, app: &AppId, is_wanted: bool) {
+        let each = self.partitions.iter().map(|partition| async {
+            let (reply, done) = oneshot::channel();
+            partition
+                .request(Request::Watch(app.clone(), is_wanted, reply))
+                .await;
+            let _ = done.await;
+        });
+        futures_util::future::join_all(each).await;
+    }
+
+    async fn channels_in(
+        &self,
+        partition: &Partition,
+        app: &AppId,
+        prefix: &str,
+    ) -> Vec<(ChannelName, Occupancy)> {
+        let asked = async {
+            let up = partition.up()?;
+            let call = scripts::LIST.call(partition.prefix(), false, up.is_sharded, self.node, 0);
+            let call = scripts::with(call, [&app.as_str(), &prefix]);
+            let mut answers = up.run(&[call]).await.ok()?;
+            redis::from_redis_value::<Vec<(String, u64, u64)>>(answers.remove(0)).ok()
+        };
+        match asked.await {
+            Some(listed) => listed
+                .into_iter()
+                .map(|(name, connections, users)| {
+                    let occupancy = Occupancy { connections, users };
+                    (ChannelName::of_the_cluster(&name), occupancy)
+                })
+                .collect(),
+            None => {
+                let here = self.hub.channels(app, prefix);
+                let here = here
+                    .into_iter()
+                    .filter(|(id, _)| self.partition_is(id, partition));
+                here.map(|(id, occupancy)| (id.name, occupancy)).collect()
+            }
+        }
+    }
+
+    fn partition_is(&self, channel: &ChannelId, partition: &Partition) -> bool {
+        std::ptr::eq(self.partition(channel), partition)
+    }
+}
