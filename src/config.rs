@@ -18,6 +18,7 @@ pub use written::{Sited, Written, WrittenFile};
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::apps::{App, AppKey, Features, Limits};
@@ -45,6 +46,7 @@ pub struct Config {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServerSettings {
     pub listen: SocketAddr,
+    pub tls: Option<TlsSettings>,
     /// Where Prometheus reads, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
     /// Empty, or starting with a slash and not ending with one. Everything is served below it as
@@ -59,6 +61,8 @@ pub struct ServerSettings {
     /// How long a peer may accept no byte of what waits for it.
     pub write_timeout: Duration,
     pub shutdown_grace: Duration,
+    /// Over how long clients are sent to other servers; zero where there are none.
+    pub shutdown_spread: Duration,
     /// The protocol version of clients that name none; without it they are refused with 4008.
     pub assume_protocol: Option<u8>,
     pub request_body_bytes_max: usize,
@@ -74,11 +78,29 @@ pub struct ServerSettings {
     pub outbox_bytes_max: usize,
 }
 
+/// A listener beside the plain one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TlsSettings {
+    pub listen: SocketAddr,
+    /// PEM: the certificate, then those that vouch for it.
+    pub certificate: PathBuf,
+    /// PEM.
+    pub key: PathBuf,
+}
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LogSettings {
     /// A valid `tracing` filter: `info`, or `warn,raptor=debug`.
     pub level: String,
     pub format: LogFormat,
+    pub audit: Option<AuditLog>,
+}
+
+/// Where the audit log goes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum AuditLog {
+    Stdout,
+    File(PathBuf),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -107,6 +129,7 @@ impl Default for ServerSettings {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 6001)),
+            tls: None,
             metrics_listen: None,
             path_prefix: String::new(),
             activity_timeout: Duration::from_secs(120),
@@ -114,6 +137,7 @@ impl Default for ServerSettings {
             handshake_timeout: Duration::from_secs(10),
             write_timeout: Duration::from_secs(30),
             shutdown_grace: Duration::from_secs(5),
+            shutdown_spread: Duration::ZERO,
             assume_protocol: None,
             request_body_bytes_max: 1_048_576,
             inbound_message_bytes_max: 65_536,
@@ -134,6 +158,7 @@ impl Default for LogSettings {
         Self {
             level: "info".to_owned(),
             format: LogFormat::Text,
+            audit: None,
         }
     }
 }

@@ -8,6 +8,7 @@
 //! | [`wire`] | text ↔ typed message, for each wire format; pure |
 //! | [`auth`] | sign and verify, in constant time |
 //! | [`apps`] | the applications: keys, switches, limits |
+//! | [`audit`] | who did what, line by line |
 //! | [`metrics`] | what is counted, and how it is printed for Prometheus |
 //! | [`hub`] | who is subscribed on this node; hands events over to their outboxes |
 //! | [`transport`] | how bytes reach peers: the WebSocket loop, sessions that outlive a connection, bits of HTTP |
@@ -79,6 +80,7 @@ pub mod transport;
 pub mod hub;
 
 pub mod apps;
+pub mod audit;
 pub mod auth;
 pub mod metrics;
 pub mod wire;

@@ -7,8 +7,9 @@ mod cli;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use raptor::audit;
 use raptor::config::{Config, Problem, Problems, Written};
-use raptor::server::{Server, StartError};
+use raptor::server::{Reloader, Server, StartError};
 
 use cli::{Command, Webhooks, Wish};
 
@@ -34,13 +35,14 @@ async fn main() -> ExitCode {
 
 async fn serve(settings: Result<Written, Problem>) -> Result<(), String> {
     let config = read(settings)?;
-    cli::log::start(&config.log);
+    let logs = cli::log::start(&config.log)?;
     for warning in &config.warnings {
         tracing::warn!("{}: {}; {}", warning.site, warning.what, warning.mend);
     }
     let cannot_listen = |error| format!("cannot listen on {}: {error}", config.server.listen);
     let cannot_start = |error| match error {
         StartError::Listen(error) => cannot_listen(error),
+        StartError::Tls(error) => error,
         StartError::Webhooks(error) => error.to_string(),
     };
     // Asked for before anybody can know of the server, so that no signal ends it unprepared.
@@ -48,10 +50,17 @@ async fn serve(settings: Result<Written, Problem>) -> Result<(), String> {
     let server = Server::start(config.clone()).await.map_err(cannot_start)?;
     let address = server.address().map_err(cannot_listen)?;
     print(cli::welcome::text(address, &config));
+    if let Some(address) = server.tls_address().map_err(cannot_listen)? {
+        print(format!("\nTLS is on https://{address}"));
+    }
     if let Some(address) = server.metrics_address().map_err(cannot_listen)? {
         print(format!("\nMetrics are at http://{address}/metrics"));
     }
+    reload_on_hangup(server.reloader(), logs)
+        .map_err(|error| format!("cannot await signals: {error}"))?;
+    audit::server("start");
     server.run_until(shutdown).await;
+    audit::server("stop");
     Ok(())
 }
 
@@ -91,7 +100,48 @@ fn print(text: String) {
     let _ = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
 }
 
-/// Ends with the first SIGTERM or SIGINT from now on.
+/// Reads the configuration anew at each SIGHUP from now on.
+#[cfg(unix)]
+fn reload_on_hangup(reloader: Reloader, logs: cli::log::Logs) -> io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            // The same arguments and environment; only the file can say something else.
+            let config = match Command::given() {
+                Command::Serve(settings) => read(settings),
+                _ => continue,
+            };
+            let log = config.as_ref().map(|config| config.log.clone()).ok();
+            match config.and_then(|config| reloader.reload(config)) {
+                Ok(waiting) => {
+                    if let Some(Err(error)) = log.map(|log| logs.reload(&log)) {
+                        tracing::error!("{error}");
+                    }
+                    for what in waiting {
+                        tracing::warn!("{what} changed too: that takes a restart");
+                    }
+                    tracing::info!("the configuration is reloaded");
+                    audit::server("reload");
+                }
+                Err(problems) => {
+                    tracing::error!(
+                        "the new configuration is refused, the old one stays: {problems}"
+                    );
+                    audit::server("reload_refused");
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn reload_on_hangup(_: Reloader, _: cli::log::Logs) -> io::Result<()> {
+    Ok(())
+}
+
+/// Ends with the first SIGTERM or SIGINT from now on; a second one ends the process at once.
 #[cfg(unix)]
 fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
@@ -102,6 +152,14 @@ fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
             _ = terminate.recv() => tracing::info!("SIGTERM: shutting down"),
             _ = interrupt.recv() => tracing::info!("SIGINT: shutting down"),
         }
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::warn!("a second signal: ending at once");
+            std::process::exit(1);
+        });
     })
 }
 

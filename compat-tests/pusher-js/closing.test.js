@@ -60,7 +60,8 @@ describe('closing', { concurrency: VERSIONS.length }, () => {
       });
 
       test('goes at once to the server that takes over from one that stops (4200)', async () => {
-        const [old, next] = [await startRaptor(), await startRaptor()];
+        const config = { shutdown_spread_secs: 1 };
+        const [old, next] = [await startRaptor({ config }), await startRaptor({ config })];
         const relay = await startRelay(old);
         const world = await worldInNode(version, relay);
         const pusher = await world.connect();

@@ -22,6 +22,20 @@ pub enum AuthError {
     InvalidBodyMd5,
 }
 
+impl AuthError {
+    /// In a word, with nothing of what was sent.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::RepeatedParameter(_) => "repeated_parameter",
+            Self::MissingKey | Self::UnknownKey => "key",
+            Self::VersionRequired | Self::VersionNotSupported => "version",
+            Self::TimestampRequired | Self::TimestampExpired { .. } => "timestamp",
+            Self::InvalidSignature { .. } => "signature",
+            Self::InvalidBodyMd5 => "body_md5",
+        }
+    }
+}
+
 impl std::error::Error for AuthError {}
 
 impl fmt::Display for AuthError {

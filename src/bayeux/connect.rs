@@ -167,7 +167,7 @@ impl Site {
                 ..self.advice()
             },
             // Not all at the same moment.
-            Parted::Closed(Closing::Draining) => Advice {
+            Parted::Closed(Closing::Draining | Closing::Restarting) => Advice {
                 interval_ms: Some(spread_ms()),
                 ..self.advice()
             },

@@ -146,7 +146,7 @@ impl Outgoing {
             Parted::Superseded => return,
             Parted::Ended => Some(Close::plain(1000, "")),
             Parted::Closed(Closing::Terminated) => Some(Close::plain(1000, "")),
-            Parted::Closed(Closing::Draining) => Some(Close::plain(1001, "")),
+            Parted::Closed(Closing::Draining | Closing::Restarting) => Some(Close::plain(1001, "")),
             Parted::Closed(Closing::Slow) => Some(Close::plain(1008, "Too slow")),
         };
     }
@@ -248,7 +248,7 @@ impl Source for Arc<Outgoing> {
         };
         bound.carrier.poll_parted(cx).map(|parted| match parted {
             Parted::Superseded | Parted::Ended => Close::plain(1000, ""),
-            Parted::Closed(Closing::Draining) => Close::plain(1001, ""),
+            Parted::Closed(Closing::Draining | Closing::Restarting) => Close::plain(1001, ""),
             Parted::Closed(Closing::Slow | Closing::Terminated) => Close::plain(1008, "Too slow"),
         })
     }

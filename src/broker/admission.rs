@@ -4,6 +4,9 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::hub::{Closing, Outbox};
 use crate::metrics::{CUT_OFFS, CutOff};
@@ -16,8 +19,8 @@ pub(super) struct Admissions(Arc<Mutex<Open>>);
 struct Open {
     connections: HashMap<AppId, usize>,
     outboxes: HashMap<SocketId, Arc<Outbox>>,
-    /// Whoever still comes is told to go at once.
-    draining: bool,
+    /// What whoever still comes is told at once.
+    draining: Option<Closing>,
 }
 
 /// A connection of the app. Dropping it is leaving.
@@ -35,8 +38,8 @@ pub struct OverQuota;
 impl Admissions {
     pub fn admit(&self, app: &AppId, who: SocketId, outbox: Arc<Outbox>) -> Admission {
         let mut open = self.lock();
-        if open.draining {
-            outbox.close(Closing::Draining);
+        if let Some(why) = open.draining {
+            outbox.close(why);
         }
         open.outboxes.insert(who, outbox);
         drop(open);
@@ -81,15 +84,25 @@ impl Admissions {
         left
     }
 
-    /// Closes every outbox, of those who are here and of those who still come.
-    pub fn drain(&self) {
+    /// Closes every outbox, of those who are here and of those who still come. Those who are here
+    /// go one after another, in no order and evenly over the time, so that whoever takes them does
+    /// not get them all at once; without time they hear that this server comes back itself.
+    pub async fn drain(&self, over: Duration) {
+        let why = match over.is_zero() {
+            true => Closing::Restarting,
+            false => Closing::Draining,
+        };
         let outboxes: Vec<_> = {
             let mut open = self.lock();
-            open.draining = true;
+            open.draining = Some(why);
             open.outboxes.values().cloned().collect()
         };
-        for outbox in outboxes {
-            outbox.close(Closing::Draining);
+        let begun = Instant::now();
+        for (nth, outbox) in outboxes.iter().enumerate() {
+            let share = nth as f64 / outboxes.len() as f64;
+            tokio::time::sleep_until(begun + over.mul_f64(share)).await;
+            CUT_OFFS.count(CutOff::Draining);
+            outbox.close(why);
         }
     }
 
@@ -137,7 +150,6 @@ mod tests {
     use super::*;
     use std::collections::VecDeque;
     use std::future::poll_fn;
-    use std::time::Duration;
     use tokio::time::timeout;
 
     fn outbox() -> Arc<Outbox> {
@@ -192,13 +204,43 @@ mod tests {
         let app = AppId::new("1");
         let (early, late) = (outbox(), outbox());
         let first = admissions.admit(&app, SocketId::new(1, 1), early.clone());
-        admissions.drain();
+        admissions.drain(Duration::ZERO).await;
         let second = admissions.admit(&app, SocketId::new(1, 2), late.clone());
         for outbox in [early, late] {
             let told = poll_fn(|cx| outbox.poll_take(cx, &mut VecDeque::new()));
             let told = timeout(Duration::from_secs(1), told).await;
-            assert_eq!(told, Ok(Err(Closing::Draining)));
+            assert_eq!(told, Ok(Err(Closing::Restarting)));
         }
         drop((first, second));
+    }
+    #[tokio::test(start_paused = true)]
+    async fn those_who_are_here_go_evenly_over_the_time() {
+        let admissions = Admissions::default();
+        let app = AppId::new("1");
+        let admitted: Vec<_> = (0..100)
+            .map(|serial| {
+                let outbox = outbox();
+                let who = SocketId::new(1, serial);
+                (admissions.admit(&app, who, outbox.clone()), outbox)
+            })
+            .collect();
+        let gone = || {
+            admitted
+                .iter()
+                .filter(|(_, o)| o.closing() == Some(Closing::Draining))
+                .count()
+        };
+        let mut draining = std::pin::pin!(admissions.drain(Duration::from_secs(10)));
+        for secs in 1..10 {
+            assert!(
+                timeout(Duration::from_secs(1), draining.as_mut())
+                    .await
+                    .is_err()
+            );
+            let expected = secs * 10;
+            assert!(gone().abs_diff(expected) <= 2, "{} after {secs} s", gone());
+        }
+        draining.await;
+        assert_eq!(gone(), 100);
     }
 }

@@ -107,9 +107,10 @@ impl Broker {
         self.admissions.relieve(outbox_bytes_max)
     }
 
-    /// Tells every connection to go elsewhere, also those that still come.
-    pub fn drain(&self) {
-        self.admissions.drain();
+    /// Tells every connection to go, spread over this time, also those that still come: to other
+    /// servers, or without time to come back here.
+    pub async fn drain(&self, over: Duration) {
+        self.admissions.drain(over).await;
     }
 
     /// Waits until whoever has disconnected has left its channels. For the end, when nobody comes.

@@ -1,24 +1,103 @@
-use std::io::{self, IsTerminal};
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use raptor::config::{LogFormat, LogSettings};
+use raptor::audit;
+use raptor::config::{AuditLog, LogFormat, LogSettings};
 use tracing::Level;
+use tracing_subscriber::Registry;
 use tracing_subscriber::filter::{EnvFilter, FilterExt, filter_fn};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// Logs to stderr from now on. To be called once.
-pub fn start(settings: &LogSettings) {
+/// What can be changed about the logs of a running program.
+pub struct Logs {
+    filter: reload::Handle<EnvFilter, Registry>,
+    audit: Option<AuditFile>,
+}
+
+/// Logs to stderr from now on, and audits to where the settings say. To be called once.
+pub fn start(settings: &LogSettings) -> Result<Logs, String> {
     // Below `info` other crates print what passes through them, secrets and payloads included.
     let discreet = filter_fn(|metadata| {
-        metadata.target().starts_with("raptor") || *metadata.level() <= Level::INFO
+        let is_ours = metadata.target().starts_with("raptor");
+        metadata.target() != audit::TARGET && (is_ours || *metadata.level() <= Level::INFO)
     });
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     let lines = match settings.format {
         LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).boxed(),
         LogFormat::Json => lines.json().boxed(),
     };
-    let filter = EnvFilter::new(&settings.level).and(discreet);
+    let (level, filter) = reload::Layer::new(EnvFilter::new(&settings.level));
+    let file = match &settings.audit {
+        Some(AuditLog::File(path)) => Some(AuditFile::open(path)?),
+        Some(AuditLog::Stdout) | None => None,
+    };
+    let audits = settings.audit.as_ref().map(|_| {
+        let lines = tracing_subscriber::fmt::layer().json().flatten_event(true);
+        let lines = lines.with_level(false).with_target(false);
+        let lines = match file.clone() {
+            Some(file) => lines.with_writer(move || file.clone()).boxed(),
+            None => lines.with_writer(io::stdout).boxed(),
+        };
+        lines.with_filter(filter_fn(|metadata| metadata.target() == audit::TARGET))
+    });
     tracing_subscriber::registry()
-        .with(lines.with_filter(filter))
+        .with(lines.with_filter(level.and(discreet)))
+        .with(audits)
         .init();
+    Ok(Logs {
+        filter,
+        audit: file,
+    })
+}
+
+impl Logs {
+    /// Takes over a new level, and opens the audit log anew: somebody may have moved it away.
+    pub fn reload(&self, settings: &LogSettings) -> Result<(), String> {
+        let level = EnvFilter::new(&settings.level);
+        (self.filter.reload(level)).map_err(|error| error.to_string())?;
+        self.audit.as_ref().map_or(Ok(()), AuditFile::reopen)
+    }
+}
+
+/// Written line by line, each as a whole.
+#[derive(Clone)]
+struct AuditFile {
+    path: PathBuf,
+    file: Arc<Mutex<File>>,
+}
+
+impl AuditFile {
+    fn open(path: &Path) -> Result<Self, String> {
+        let file = open(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            file: Arc::new(Mutex::new(file)),
+        })
+    }
+
+    fn reopen(&self) -> Result<(), String> {
+        let file = open(&self.path)?;
+        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = file;
+        Ok(())
+    }
+}
+
+fn open(path: &Path) -> Result<File, String> {
+    let opened = OpenOptions::new().create(true).append(true).open(path);
+    opened.map_err(|error| format!("cannot write the audit log {}: {error}", path.display()))
+}
+
+impl Write for AuditFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.write_all(bytes).map(|()| bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

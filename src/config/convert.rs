@@ -13,7 +13,7 @@ use super::webhooks;
 use super::written::{Sited, Written};
 use crate::transport::peer::{Network, TrustedProxies};
 
-use super::{Config, LogFormat, LogSettings, ServerSettings};
+use super::{AuditLog, Config, LogFormat, LogSettings, ServerSettings, TlsSettings};
 
 impl Config {
     /// Flags and environment variables beat the file, the file beats the defaults.
@@ -72,6 +72,33 @@ fn address(reading: &Reading, text: Sited<String>) -> Option<Sited<SocketAddr>> 
     }
 }
 
+/// All three keys, or no table.
+fn tls(root: &mut Section) -> Option<TlsSettings> {
+    let site = root.site_of("tls");
+    root.table("tls", "[tls]", |table| {
+        let listen = table.text("listen");
+        let (certificate, key) = (table.text("certificate"), table.text("key"));
+        let site = site?;
+        for (name, given) in [
+            ("listen", &listen),
+            ("certificate", &certificate),
+            ("key", &key),
+        ] {
+            if given.is_none() {
+                let mend = "write listen = \"0.0.0.0:443\", certificate = \"…\" and key = \"…\"";
+                table
+                    .reading
+                    .note(&site, format!("[tls] has no `{name}`"), mend);
+            }
+        }
+        Some(TlsSettings {
+            listen: address(table.reading, listen?)?.value,
+            certificate: certificate?.value.into(),
+            key: key?.value.into(),
+        })
+    })
+}
+
 fn metrics_listen(root: &mut Section, listen: Option<&Sited<SocketAddr>>) -> Option<SocketAddr> {
     let text = root.text("metrics_listen")?;
     let address = address(root.reading, text)?;
@@ -89,6 +116,7 @@ fn server_settings(root: &mut Section, listen: Option<&Sited<SocketAddr>>) -> Se
     let default = ServerSettings::default();
     ServerSettings {
         listen: listen.map_or(default.listen, |listen| listen.value),
+        tls: tls(root),
         metrics_listen: metrics_listen(root, listen),
         path_prefix: path_prefix(root).unwrap_or(default.path_prefix),
         activity_timeout: root.duration("activity_timeout_secs", SECS, default.activity_timeout),
@@ -96,6 +124,7 @@ fn server_settings(root: &mut Section, listen: Option<&Sited<SocketAddr>>) -> Se
         handshake_timeout: root.duration("handshake_timeout_secs", SECS, default.handshake_timeout),
         write_timeout: root.duration("write_timeout_secs", SECS, default.write_timeout),
         shutdown_grace: root.duration("shutdown_grace_secs", 0..=86_400, default.shutdown_grace),
+        shutdown_spread: root.duration("shutdown_spread_secs", 0..=3_600, default.shutdown_spread),
         assume_protocol: root
             .number("assume_protocol", 5..=7)
             .map(|version| version as u8),
@@ -165,6 +194,7 @@ fn log_settings(root: &mut Section, written: &Written) -> LogSettings {
     root.table("log", "[log]", |log| LogSettings {
         level: log_level(log, written).unwrap_or(default.level),
         format: log_format(log, written).unwrap_or(default.format),
+        audit: log.text("audit").and_then(|to| audit_log(log.reading, to)),
     })
 }
 
@@ -197,6 +227,19 @@ fn log_level(log: &mut Section, written: &Written) -> Option<String> {
     };
     log.reading.note(&level.site, what, mend);
     None
+}
+
+fn audit_log(reading: &Reading, to: Sited<String>) -> Option<AuditLog> {
+    match to.value.as_str() {
+        "stdout" => Some(AuditLog::Stdout),
+        path if path.contains('/') => Some(AuditLog::File(path.into())),
+        other => {
+            let what = format!("{other:?} is no place for the audit log");
+            let mend = "write \"stdout\", or a file with its path: \"/var/log/raptor/audit.jsonl\"";
+            reading.note(&to.site, what, mend);
+            None
+        }
+    }
 }
 
 fn log_format(log: &mut Section, written: &Written) -> Option<LogFormat> {

@@ -73,7 +73,7 @@ fn every_problem_of_a_file_is_named_with_its_line() {
         assert_eq!(format!("{problems}\n"), expected, "{name}");
         checked += 1;
     }
-    assert_eq!(checked, 13);
+    assert_eq!(checked, 14);
 }
 
 #[test]
@@ -108,6 +108,11 @@ fn every_key_reaches_its_place() {
         config.server,
         ServerSettings {
             listen: "[::1]:7001".parse().unwrap(),
+            tls: Some(TlsSettings {
+                listen: "[::1]:7443".parse().unwrap(),
+                certificate: "/etc/raptor/chain.pem".into(),
+                key: "/etc/raptor/key.pem".into(),
+            }),
             metrics_listen: Some("127.0.0.1:9601".parse().unwrap()),
             path_prefix: "/realtime/v1".to_owned(),
             activity_timeout: secs(60),
@@ -115,6 +120,7 @@ fn every_key_reaches_its_place() {
             handshake_timeout: secs(5),
             write_timeout: secs(15),
             shutdown_grace: secs(0),
+            shutdown_spread: secs(40),
             assume_protocol: Some(7),
             request_body_bytes_max: 2_097_152,
             inbound_message_bytes_max: 32_768,
@@ -130,6 +136,8 @@ fn every_key_reaches_its_place() {
     );
     assert_eq!(config.log.level, "warn,raptor=debug");
     assert_eq!(config.log.format, LogFormat::Json);
+    let audit = AuditLog::File("/var/log/raptor/audit.jsonl".into());
+    assert_eq!(config.log.audit, Some(audit));
 
     let [app, second] = &config.apps[..] else {
         panic!("{:?}", config.apps);

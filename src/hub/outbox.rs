@@ -50,8 +50,10 @@ pub enum Closing {
     Slow,
     /// The application ended the user's connections.
     Terminated,
-    /// The server is about to stop.
+    /// The server is about to stop, and others take over.
     Draining,
+    /// The server is about to stop, and will be there again.
+    Restarting,
 }
 
 pub struct Outbox {

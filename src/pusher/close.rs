@@ -31,6 +31,8 @@ closes! {
     /// The peer did not read fast enough.
     OVER_CAPACITY = 4100 "Over capacity";
     TOO_MANY_OF_ADDRESS = 4100 "Too many connections from this address";
+    /// Whoever came back at once would find nobody, and then wait for long.
+    RESTARTING = 4100 "Server is restarting";
     RECONNECT_NOW = 4200 "Generic reconnect immediately";
     NO_PONG = 4201 "Pong reply not received";
 }
@@ -51,5 +53,6 @@ pub fn of_outbox(why: Closing) -> Close {
         Closing::Slow => OVER_CAPACITY,
         Closing::Terminated => TERMINATED,
         Closing::Draining => RECONNECT_NOW,
+        Closing::Restarting => RESTARTING,
     })
 }

@@ -12,11 +12,12 @@ use super::encoding::{PUSHER, welcome};
 use super::refusal::Refusal;
 use super::{Front, close};
 use crate::apps::App;
+use crate::audit;
 use crate::auth::{self, split_auth};
 use crate::broker::{Admission, Membership, OverQuota, Rate, SignedInAsAnother, Welcome};
 use crate::hub::{Closing, Frame, Outbox, Subscriber};
 use crate::metrics::{CUT_OFFS, CutOff, Limit, REFUSALS};
-use crate::model::{ChannelKind, ChannelName, Member, Message, SocketId, UserId};
+use crate::model::{AppId, ChannelKind, ChannelName, Member, Message, SocketId, UserId};
 use crate::transport::websocket::{Close, Conversation};
 use crate::transport::writer::Source;
 use crate::wire::json::TextField;
@@ -63,6 +64,10 @@ impl Connection {
             socket_id,
             outbox,
         })
+    }
+
+    pub fn id(&self) -> (&AppId, SocketId) {
+        (&self.app.id, self.socket_id)
     }
 
     fn reply(&self, event: String) {
@@ -198,6 +203,7 @@ impl Connection {
         };
         if !app_key.secret.verify(signed.as_bytes(), signature) {
             REFUSALS.count(Limit::Signature);
+            audit::signature_refused(&self.app.id, self.socket_id, key);
             let signature = abridged(signature);
             let message = format!(
                 "Invalid signature: Expected HMAC SHA256 hex digest of {signed}, but got {signature}"
@@ -363,10 +369,12 @@ impl Connection {
         };
         self.check_user_limits(&user)?;
 
+        let user_id = user.user_id.clone();
         if self.membership.sign_in(user).await == Err(SignedInAsAnother) {
             let message = "Connection is already signed in as another user";
             return Err(Refusal::not_authorised(message));
         }
+        audit::signed_in(&self.app.id, self.socket_id, &user_id);
         self.authorize_by = None;
         self.reply(pusher::signin_success(&text));
         self.watch(watchlist).await;
@@ -396,6 +404,7 @@ impl Conversation for Connection {
     }
 
     async fn on_text(&mut self, text: &str) -> Result<(), Close> {
+        self.app = current(&self.front, &self.app)?;
         match pusher::parse(text) {
             Ok(ClientEvent::Ping) => self.reply(pusher::pong()),
             Ok(ClientEvent::Pong) => {}
@@ -452,6 +461,16 @@ impl Source for Outgoing {
 impl Drop for Connection {
     fn drop(&mut self) {
         tracing::debug!(app = %self.app.id, socket_id = %self.socket_id, "disconnected");
+    }
+}
+
+/// The app as it is configured now: keys are rotated under open connections.
+fn current(front: &Front, app: &App) -> Result<Arc<App>, Close> {
+    let app = front.apps.by_id(app.id.as_str());
+    let app = app.ok_or(close::close(close::UNKNOWN_APP))?;
+    match app.enabled {
+        true => Ok(app),
+        false => Err(close::close(close::APP_DISABLED)),
     }
 }
 

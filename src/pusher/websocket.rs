@@ -12,6 +12,7 @@ use super::Front;
 use super::close::{self, close};
 use super::connection::Connection;
 use super::handshake;
+use crate::audit;
 use crate::auth::percent_decode;
 use crate::hub::Outbox;
 use crate::transport::peer::Peer;
@@ -29,7 +30,10 @@ pub fn app_path(
     let key = percent_decode(key);
     let checked = handshake::check(&front, &key, query, headers, peer);
     upgrade(front, headers, on_upgrade, move |front, outbox| {
-        checked.and_then(|app| Connection::open(front, app, outbox))
+        let connection = Connection::open(front, checked?, outbox)?;
+        let (app, socket_id) = connection.id();
+        audit::connected(app, socket_id, peer.address);
+        Ok(connection)
     })
 }
 

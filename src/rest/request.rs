@@ -1,5 +1,6 @@
 //! From a request to the call of an app (`pusher.md` 5.2–5.4).
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use warp::http::Method;
@@ -9,11 +10,14 @@ use warp::{Filter, Rejection};
 use super::Front;
 use super::error::ApiError;
 use crate::apps::App;
+use crate::audit::Caller;
 use crate::auth::{AuthError, Parameters, SignedRequest, percent_decode};
 use crate::broker::Broker;
 use crate::metrics::{Limit, REFUSALS};
 use crate::model::ChannelName;
 use crate::transport::http::read_body;
+use crate::transport::peer::Peer;
+use crate::wire::pusher::abridged;
 
 /// Seconds since 1970.
 pub type Clock = fn() -> u64;
@@ -35,6 +39,7 @@ pub struct Request {
     path: FullPath,
     query: String,
     body: Result<Vec<u8>, ApiError>,
+    address: Option<IpAddr>,
 }
 
 /// What an app is known to have asked for.
@@ -43,6 +48,7 @@ pub struct Call {
     pub app: Arc<App>,
     pub parameters: Parameters,
     pub body: Vec<u8>,
+    address: Option<IpAddr>,
 }
 
 /// Receives a request. Never rejects: the path has been decided on.
@@ -55,8 +61,9 @@ pub fn request(
     warp::method()
         .and(warp::path::full())
         .and(query)
+        .and(warp::ext::optional::<Peer>())
         .and(warp::body::stream())
-        .then(move |method, path, query, body| {
+        .then(move |method, path, query, peer: Option<Peer>, body| {
             let front = front.clone();
             async move {
                 let body = read_body(body, front.request_body_bytes_max).await;
@@ -68,6 +75,7 @@ pub fn request(
                     path,
                     query,
                     body: body.map_err(ApiError::from),
+                    address: peer.map(|peer| peer.address),
                 }
             }
         })
@@ -116,7 +124,18 @@ impl Request {
         let verified = signed.verify((self.clock)(), |key| {
             app.key(key).map(|active| &active.secret)
         });
-        let parameters = verified.inspect_err(|_| REFUSALS.count(Limit::Signature))?;
+        let parameters = verified.inspect_err(|error| {
+            REFUSALS.count(Limit::Signature);
+            let mut parameters = url::form_urlencoded::parse(self.query.as_bytes());
+            let key = parameters.find(|(name, _)| name.eq_ignore_ascii_case("auth_key"));
+            let key = key.map_or_else(Default::default, |(_, key)| abridged(&key));
+            let caller = Caller {
+                app: &app.id,
+                key: &key,
+                address: self.address,
+            };
+            caller.refused(error.kind());
+        })?;
         if !app.enabled {
             return Err(ApiError::AppDisabled);
         }
@@ -125,11 +144,20 @@ impl Request {
             app,
             parameters,
             body,
+            address: self.address,
         })
     }
 }
 
 impl Call {
+    pub fn caller(&self) -> Caller<'_> {
+        Caller {
+            app: &self.app.id,
+            key: self.parameters.get("auth_key").unwrap_or_default(),
+            address: self.address,
+        }
+    }
+
     pub fn channel(&self, name: &str) -> Result<ChannelName, ApiError> {
         let chars_max = self.app.limits.channel_name_chars_max;
         ChannelName::parse(name, chars_max).map_err(|why| ApiError::InvalidChannelName {

@@ -50,6 +50,7 @@ async fn terminate_for(call: Call, user_id: String) -> Result<Response, ApiError
     if user_id.chars().count() > USER_ID_CHARS_MAX {
         return Err(ApiError::InvalidParameter("user_id"));
     }
+    call.caller().terminated(&user_id);
     to_the_end(async move { call.broker.terminate_user(&call.app, &user_id).await }).await?;
     Ok(json("{}".to_owned()))
 }

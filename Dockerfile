@@ -1,0 +1,16 @@
+# docker build -t raptor . && docker run -p 6001:6001 -v $PWD/raptor.toml:/etc/raptor/raptor.toml:ro raptor
+FROM rust:1-slim-trixie AS build
+# SQLite, which keeps webhooks, is C.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY . .
+RUN cargo build --release --locked
+
+FROM debian:trixie-slim
+RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/* \
+    && useradd --system --no-create-home raptor
+COPY --from=build /src/target/release/raptor /usr/bin/raptor
+USER raptor
+EXPOSE 6001
+ENTRYPOINT ["/usr/bin/raptor"]
+CMD ["serve", "--config", "/etc/raptor/raptor.toml"]
