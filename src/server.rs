@@ -29,7 +29,7 @@ use warp::http::{HeaderMap, Request, StatusCode, Uri};
 use warp::reply::Response;
 
 use crate::apps::AppRegistry;
-use crate::backend::{Backend, Memory, Redis, fact_queue};
+use crate::backend::{Backend, Memory, Redis, fact_queue, redis};
 use crate::broker::Broker;
 use crate::config::Config;
 use crate::hub::{Hub, Load};
@@ -65,6 +65,7 @@ pub struct Server {
     tls: Option<(TcpListener, Certificate)>,
     broker: Arc<Broker>,
     pusher: Arc<pusher::Front>,
+    fallback: Arc<pusher::Fallback>,
     rest: Arc<rest::Front>,
     bayeux: Arc<bayeux::Front>,
     settings: HttpSettings,
@@ -150,18 +151,14 @@ impl Server {
         let registry = apps.clone();
         let (fact_sink, facts) = fact_queue(FACTS_MAX);
         let are_logged = tracing::enabled!(target: webhooks::FACTS_LOG, tracing::Level::DEBUG);
-        let webhooks = Webhooks::start(webhooks, apps.clone(), facts).await;
-        let webhooks = webhooks.map_err(StartError::Webhooks)?;
-        let are_wanted = webhooks.as_ref().is_some_and(Webhooks::want_sessions);
-        fact_sink.want_sessions(are_logged || are_wanted);
-        let fact_sink = match &webhooks {
-            Some(webhooks) => webhooks.note(fact_sink),
-            None => fact_sink,
-        };
         let redis = match redis {
             Some(settings) => {
                 let address = listener.local_addr().map_err(StartError::Listen)?;
-                let (hub, ids, facts) = (hub.clone(), ids.clone(), fact_sink.clone());
+                let facts = match webhooks.endpoints.is_empty() {
+                    true => redis::Facts::Here(fact_sink.clone()),
+                    false => redis::Facts::InStreams(fact_sink.clone()),
+                };
+                let (hub, ids) = (hub.clone(), ids.clone());
                 let redis = Redis::start(settings, address.to_string(), hub, ids, facts);
                 // Who comes before Redis is there is served all the same, by this node alone.
                 let _ = timeout(REDIS_START_TIMEOUT, redis.connected()).await;
@@ -169,12 +166,21 @@ impl Server {
             }
             None => None,
         };
+        let places = (redis.clone()).map(|redis| -> Arc<dyn webhooks::Places> { redis });
+        let webhooks = Webhooks::start(webhooks, apps.clone(), facts, places).await;
+        let webhooks = webhooks.map_err(StartError::Webhooks)?;
+        let are_wanted = webhooks.as_ref().is_some_and(Webhooks::want_sessions);
+        fact_sink.want_sessions(are_logged || are_wanted);
+        let fact_sink = match &webhooks {
+            Some(webhooks) => webhooks.note(fact_sink),
+            None => fact_sink,
+        };
         let backend: Arc<dyn Backend> = match &redis {
             Some(redis) => redis.clone(),
             None => Arc::new(Memory::new(hub.clone(), ids.clone(), fact_sink.clone())),
         };
         let broker = Broker::new(hub, backend, fact_sink, ids);
-        let pusher = pusher::Front {
+        let pusher = Arc::new(pusher::Front {
             broker: broker.clone(),
             apps: apps.clone(),
             websocket: Arc::new(websocket::Settings {
@@ -188,7 +194,7 @@ impl Server {
             activity_timeout: settings.activity_timeout,
             assume_protocol: settings.assume_protocol,
             outbox_bytes_max: settings.outbox_bytes_max,
-        };
+        });
         let bayeux = bayeux::Front::start(
             bayeux,
             apps.clone(),
@@ -225,7 +231,8 @@ impl Server {
             listener,
             tls,
             broker,
-            pusher: Arc::new(pusher),
+            fallback: pusher::Fallback::start(pusher.clone()),
+            pusher,
             rest: Arc::new(rest),
             bayeux: Arc::new(bayeux),
             settings: HttpSettings {
@@ -294,9 +301,6 @@ impl Server {
         if timeout(shutdown_grace, lives.tasks.wait()).await.is_err() {
             tracing::warn!("some connections did not leave in time");
         }
-        if let Some(redis) = redis {
-            redis.leave_cluster().await;
-        }
         if let Some(webhooks) = webhooks {
             if timeout(shutdown_grace, broker.all_have_left())
                 .await
@@ -306,11 +310,15 @@ impl Server {
             }
             webhooks.stop().await;
         }
+        if let Some(redis) = redis {
+            redis.leave_cluster().await;
+        }
     }
 
     async fn accept(&self) {
         let (pusher, rest) = (self.pusher.clone(), self.rest.clone());
-        let routes = routes(pusher, rest, self.bayeux.clone(), self.status.clone());
+        let (fallback, bayeux) = (self.fallback.clone(), self.bayeux.clone());
+        let routes = routes(pusher, fallback, rest, bayeux, self.status.clone());
         let plain = self.accept_from(&self.listener, None, &routes);
         match &self.tls {
             Some((listener, certificate)) => {
@@ -471,6 +479,7 @@ fn strip_prefix(request: &mut Request<Incoming>, prefix: &str) {
 /// The whole URL table.
 fn routes(
     pusher: Arc<pusher::Front>,
+    fallback: Arc<pusher::Fallback>,
     rest: Arc<rest::Front>,
     bayeux: Arc<bayeux::Front>,
     status: Arc<Status>,
@@ -522,6 +531,8 @@ fn routes(
         .map(move || status.ready());
     let nobodys = warp::any().map(|| text(StatusCode::NOT_FOUND, "NOT FOUND"));
     (too_many.or(app).unify())
+        .or(pusher::routes(fallback))
+        .unify()
         .or(bayeux::routes(bayeux))
         .unify()
         .or(nobodys_websocket)

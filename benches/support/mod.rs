@@ -246,6 +246,36 @@ impl Http {
         String::from_utf8(self.0.unread.drain(..length).collect()).ok()
     }
 
+    /// The body of an answer without end, as it is on the wire: call [`Http::raw`] for more.
+    pub async fn post_stream(&mut self, target: &str) {
+        let request =
+            format!("POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n");
+        let written = self.0.write(request.as_bytes()).await;
+        written.expect("the server reads");
+        let head = self.0.head().await.expect("the server answers");
+        assert!(head.starts_with("HTTP/1.1 200"), "refused: {head}");
+    }
+
+    /// Everything that came and was not used yet, once there is more of it.
+    pub async fn raw(&mut self) -> Option<&mut Vec<u8>> {
+        match self.0.fill().await {
+            true => Some(&mut self.0.unread),
+            false => None,
+        }
+    }
+
+    /// An answer without a body.
+    pub async fn post_unanswered(&mut self, target: &str, body: &str) {
+        let length = body.len();
+        let request = format!(
+            "POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        let written = self.0.write(request.as_bytes()).await;
+        written.expect("the server reads");
+        let head = self.0.head().await.expect("the server answers");
+        assert!(head.starts_with("HTTP/1.1 204"), "refused: {head}");
+    }
+
     pub async fn post_json(&mut self, target: &str, body: &str) -> String {
         let answer = self.try_post_json(target, body).await;
         answer.expect("the server answers")

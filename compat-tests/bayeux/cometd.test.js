@@ -164,11 +164,13 @@ function clientOver(transport) {
     const numbers = Array.from({ length: 200 }, (_, n) => n);
     let lost = 0;
     for (const n of numbers) {
+      let losing;
       if (n % 10 === 5) {
         const [poll] = await until(() => network.polls().length > 0 && network.polls(), 'a waiting connect', RECONNECT_MS);
-        poll.loseReply().then(() => { lost += 1; });
+        losing = poll.loseReply().then(() => { lost += 1; });
       }
       await post(server.url, { channel: '/ack', data: n });
+      await losing;
     }
     await arrived(got, numbers.length);
     await sleep(QUIET_MS);

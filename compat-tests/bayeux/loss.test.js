@@ -77,12 +77,14 @@ describe(`${MESSAGES} messages`, { concurrency: 2, timeout: 110_000 }, () => {
     let drops = 0;
     for (const n of numbers) {
       const fate = chance();
+      let losing;
       if (fate < DROP_CHANCE) {
         const poll = await heldPoll(network);
-        if (fate < DROP_CHANCE / 2) poll.loseReply().then(() => { lost += 1; });
+        if (fate < DROP_CHANCE / 2) losing = poll.loseReply().then(() => { lost += 1; });
         else { poll.reset(); drops += 1; }
       }
       await publish(n);
+      await losing;
     }
     await got.until(MESSAGES, WAIT_MS);
     await sleep(QUIET_MS);

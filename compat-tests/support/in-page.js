@@ -12,6 +12,7 @@ import { atEnd } from './at-end.js';
 import { connectionTo } from './in-node.js';
 import { TEST_APP, startRaptor } from './raptor.js';
 import { scenario } from './scenario.js';
+import { supports } from './world.js';
 
 const FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
 
@@ -33,7 +34,8 @@ async function openPage() {
  * @param {string} version
  * @param {{port: number}} server
  * @param {object} [options] `transports`: `enabledTransports` of pusher-js
- * @returns {Promise<{address: string, open: (address?: string) => Promise<import('playwright-core').Page>}>} `open` opens it in a new page
+ * @returns {Promise<{address: string, open: (address?: string) => Promise<import('playwright-core').Page>}>} `open` opens it in a new page, after
+ *   `before` has run there
  */
 export async function serveWorld(version, server, { transports = ['ws', 'wss'] } = {}) {
   const application = await startApplication(server);
@@ -57,7 +59,9 @@ export async function serveWorld(version, server, { transports = ['ws', 'wss'] }
     </script>`;
 
   const http = createServer(async ({ url }, response) => {
-    const script = url === '/pusher.js' ? new URL(`../node_modules/pusher-js-${version}/dist/web/pusher-with-encryption.min.js`, import.meta.url)
+    // Before 6.0 the one build can decrypt.
+    const build = supports(version, 'statsOffByDefault') ? 'pusher-with-encryption' : 'pusher';
+    const script = url === '/pusher.js' ? new URL(`../node_modules/pusher-js-${version}/dist/web/${build}.min.js`, import.meta.url)
       : /^\/support\/[a-z]+\.js$/.test(url) ? new URL(`..${url}`, import.meta.url)
       : null;
     if (script) response.setHeader('Content-Type', 'text/javascript; charset=utf-8').end(await readFile(script));
@@ -69,8 +73,9 @@ export async function serveWorld(version, server, { transports = ['ws', 'wss'] }
   atEnd(() => { http.close(); http.closeAllConnections(); });
   const address = `http://127.0.0.1:${http.address().port}/`;
 
-  async function open(at = address) {
+  async function open(at = address, { before = undefined } = {}) {
     const page = await openPage();
+    if (before) await page.addInitScript(before);
     await page.exposeFunction('call', (name, ...args) => application.calls[name](...args));
     await page.goto(at);
     await page.waitForFunction(() => window.world);

@@ -19,6 +19,7 @@ pub fn fact_queue(facts_max: usize) -> (FactSink, mpsc::Receiver<Fact>) {
         wants_sessions: Arc::default(),
         dropped: Arc::default(),
         note: None,
+        is_silent: false,
     };
     (sink, facts)
 }
@@ -29,6 +30,7 @@ pub struct FactSink {
     wants_sessions: Arc<AtomicBool>,
     dropped: Arc<AtomicU64>,
     note: Option<Note>,
+    is_silent: bool,
 }
 
 /// Does not wait for anything.
@@ -44,9 +46,17 @@ impl FactSink {
         }
     }
 
+    /// For whoever's facts are stated by somebody else.
+    pub fn silent(self) -> Self {
+        Self {
+            is_silent: true,
+            ..self
+        }
+    }
+
     /// States the fact, unless the channel is one that applications are not told about.
     pub fn state(&self, channel: &ChannelId, kind: FactKind) {
-        if !channel.name.is_reported() {
+        if self.is_silent || !channel.name.is_reported() {
             return;
         }
         self.send(Fact::Channel(ChannelFact {

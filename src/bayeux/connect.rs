@@ -6,6 +6,8 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::check;
 use super::client::{Client, ClientSession};
 use super::extensions::{TimeSync, acknowledged};
@@ -15,6 +17,10 @@ use crate::transport::session::{Carrier, Parted, Vehicle};
 use crate::wire::bayeux::{
     Advice, Connect, ConnectionType, HeldConnect, Object, Reconnect, UNKNOWN_CLIENT,
 };
+
+/// Within this time of a poll's end the next one waits for more: events of a burst travel together,
+/// at the cost of few requests. An event on its own finds a poll that has waited long enough.
+const GATHER: Duration = Duration::from_millis(25);
 
 /// An accepted connect whose answer may wait.
 pub struct Connecting {
@@ -113,7 +119,11 @@ impl Site {
                 carrier: None,
             };
         }
+        let gathers_until = gathers_until(&session);
         let carrier = session.attach(Vehicle::Poll);
+        if hold > GATHER {
+            tokio::time::sleep_until(gathers_until).await;
+        }
         let taken = poll_fn(|cx| carrier.poll_take(cx, &mut events));
         let outcome = match tokio::time::timeout(hold, taken).await {
             Ok(Err(parted)) => Some(parted),
@@ -178,6 +188,12 @@ impl Site {
         };
         held.accepted(&advice, None)
     }
+}
+
+/// A client that was answered just now may well be in the middle of a burst.
+fn gathers_until(session: &ClientSession) -> Instant {
+    let idle = session.idle();
+    idle.map_or_else(Instant::now, |idle| idle.since + GATHER)
 }
 
 /// Until the hold is over or the session is.

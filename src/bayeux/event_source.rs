@@ -81,11 +81,15 @@ impl Stream for EventStream {
             Poll::Ready(Ok(())) => {
                 let events = this.events.drain(..);
                 let text: String = events.map(|event| stream_event(event.as_str())).collect();
-                let carrier = this.carrier.clone();
-                this.receipts.when_written(move || {
-                    carrier.written();
-                    carrier.session.outbox.wake();
-                });
+                let (carrier, newest) = (this.carrier.clone(), this.carrier.clone());
+                carrier.writes_by(&this.receipts);
+                this.receipts.when_written_if(
+                    move || newest.is_newest(),
+                    move || {
+                        carrier.written();
+                        carrier.session.outbox.wake();
+                    },
+                );
                 return Poll::Ready(Some(Ok(text.into())));
             }
             Poll::Ready(Err(_)) => return Poll::Ready(None),

@@ -1,12 +1,10 @@
 //! Bayeux over HTTP (`bayeux.md` 3.1–3.5): long-polling, the same across origins, and
 //! callback-polling.
 
-use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 
-use bytes::{Buf, Bytes};
+use bytes::Buf;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt};
 use hyper::upgrade::OnUpgrade;
@@ -14,15 +12,14 @@ use warp::http::header::{
     ACCEPT, ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS,
     ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE,
     ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, CACHE_CONTROL,
-    CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, ORIGIN, VARY,
+    CONTENT_DISPOSITION, CONTENT_TYPE, HeaderName, HeaderValue, ORIGIN, VARY,
     X_CONTENT_TYPE_OPTIONS,
 };
 use warp::http::{HeaderMap, Method, StatusCode};
 use warp::path::FullPath;
-use warp::reply::{Reply, Response};
+use warp::reply::Response;
 use warp::{Filter, Rejection};
 
-use super::client::Client;
 use super::connect::Polled;
 use super::encoding::message_of;
 use super::exchange::Answers;
@@ -30,7 +27,7 @@ use super::site::{Front, Site};
 use super::{event_source, files, websocket};
 use crate::transport::http::{BodyError, read_body, text};
 use crate::transport::peer::Peer;
-use crate::transport::receipt::Receipts;
+use crate::transport::receipt::{self, Receipts};
 use crate::transport::session::Carrier;
 use crate::transport::websocket::is_websocket_request;
 use crate::wire::bayeux::http::{
@@ -84,7 +81,9 @@ pub fn routes(
 }
 
 /// First segments of other front ends' paths: no mount's, even if it is the root.
-pub const TAKEN: [&str; 5] = ["app", "apps", "users", "livez", "readyz"];
+pub const TAKEN: [&str; 7] = [
+    "app", "apps", "livez", "pusher", "readyz", "timeline", "users",
+];
 
 /// What follows the mount in a path that belongs to it: nothing, more segments, or an extension
 /// alone (`/faye.js`).
@@ -214,18 +213,24 @@ async fn respond(request: &Request, texts: Vec<String>, callback: Option<&str>) 
         ),
         None => (json, "application/json; charset=utf-8"),
     };
-    let length = HeaderValue::from(body.len());
+    // What it brings counts as sent once it is with the kernel; until then it belongs to the
+    // carriers, which take it back.
     let carriers: Vec<_> = polled.into_iter().filter_map(|poll| poll.carrier).collect();
     let mut response = match carriers.is_empty() {
         true => Response::new(body.into()),
-        false => warp::reply::stream(Delivering {
-            body: Some((body.into(), carriers)),
-            receipts: request.receipts.clone(),
-        })
-        .into_response(),
+        false => receipt::answer(body.into(), &request.receipts, |receipts| {
+            for carrier in &carriers {
+                carrier.writes_by(receipts);
+            }
+            let carriers = Arc::new(carriers);
+            let newest = carriers.clone();
+            receipts.when_written_if(
+                move || newest.iter().all(Carrier::is_newest),
+                move || carriers.iter().for_each(Carrier::written),
+            );
+        }),
     };
     let headers = response.headers_mut();
-    headers.insert(CONTENT_LENGTH, length);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     let uncached = HeaderValue::from_static("no-cache, no-store");
     headers.insert(CACHE_CONTROL, uncached);
@@ -241,35 +246,16 @@ async fn respond(request: &Request, texts: Vec<String>, callback: Option<&str>) 
 /// and its request is dropped: a page that closes says goodbye and does not wait.
 async fn exchange(site: &Arc<Site>, texts: Vec<String>) -> Option<Answers> {
     let site = site.clone();
-    let answered = tokio::spawn(async move {
+    let mut answering = Box::pin(async move {
         let messages_max = site.settings.limits.messages_per_request_max;
         let texts = texts.iter().map(String::as_str);
         let messages = parse_all(texts, messages_max).ok()?;
         Some(site.answer(&messages).await)
     });
-    answered.await.ok().flatten()
-}
-
-/// A body with events. What it brings counts as sent once it is with the kernel; until then it
-/// belongs to the carriers, which take it back.
-struct Delivering {
-    body: Option<(Bytes, Vec<Carrier<Client>>)>,
-    receipts: Receipts,
-}
-
-impl Stream for Delivering {
-    type Item = Result<Bytes, Infallible>;
-
-    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let Some((bytes, carriers)) = self.body.take() else {
-            return Poll::Ready(None);
-        };
-        self.receipts.when_written(move || {
-            for carrier in carriers {
-                carrier.written();
-            }
-        });
-        Poll::Ready(Some(Ok(bytes)))
+    // Most need no task for that.
+    match futures_util::poll!(&mut answering) {
+        Poll::Ready(answers) => answers,
+        Poll::Pending => tokio::spawn(answering).await.ok().flatten(),
     }
 }
 

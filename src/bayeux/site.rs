@@ -142,12 +142,12 @@ impl Site {
     /// next one within its hold time; a socket that closed left for good.
     fn is_silent(&self, session: &ClientSession, now: Instant) -> bool {
         let limits = &self.settings.limits;
-        session.idle_since().is_some_and(|(since, vehicle)| {
-            let grace = match vehicle {
+        session.idle().is_some_and(|idle| {
+            let grace = match idle.vehicle {
                 Vehicle::Poll => limits.presence_grace + limits.hold,
                 Vehicle::Socket | Vehicle::Stream => limits.presence_grace,
             };
-            now >= since + grace
+            now >= idle.since + grace
         })
     }
 }

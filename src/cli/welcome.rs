@@ -88,6 +88,9 @@ fn webhooks_kept(config: &Config) -> Option<String> {
     let settings = &config.webhooks;
     let mebibytes = settings.store_bytes_max >> 20;
     (!settings.endpoints.is_empty()).then(|| match &settings.dir {
+        _ if config.redis.is_some() => {
+            "in Redis, and sent by one node of the cluster at a time".to_owned()
+        }
         Some(dir) => {
             let until = match settings.fsync {
                 true => "synced to disk at each write",

@@ -37,6 +37,9 @@ use crate::metrics::{DELIVERIES, EVENTS};
 use crate::model::{AppId, ChannelId, Event, EventId, Member, SocketId};
 
 const SHARDS: usize = 64;
+/// After so many pushes those who write to the sockets have their turn before the channel's next
+/// event: many publishers at once must not outrun them until outboxes overflow.
+const PUSHES_BEFORE_TURN_ENDS: usize = 64;
 
 /// A wire format, given by a front end.
 pub trait Encoding: Sync {
@@ -229,8 +232,11 @@ impl Hub {
                 self.deliver_to_patterns(&mut hand_over, &event.channel, snapshot)
                     .await;
             }
-            let pushes = hand_over.pushes() as u64;
-            DELIVERIES.add(event.channel.app.as_str(), pushes);
+            let pushes = hand_over.pushes();
+            DELIVERIES.add(event.channel.app.as_str(), pushes as u64);
+            if pushes >= PUSHES_BEFORE_TURN_ENDS {
+                tokio::task::yield_now().await;
+            }
         }
         drop(turn);
         drop(turns);

@@ -169,14 +169,15 @@ impl Outbox {
         self.state().bytes
     }
 
-    /// For the owner: returns to the front what it took last and could not write.
+    /// For the owner: returns to the front what was not written of what it took. The rest is.
     pub fn put_back(&self, frames: &mut VecDeque<Frame>) {
         let mut state = self.state();
         if state.closing == Some(Closing::Slow) {
             frames.clear();
             return;
         }
-        state.taken_bytes = 0;
+        state.bytes -= mem::take(&mut state.taken_bytes);
+        state.bytes += frames.iter().map(Frame::cost_bytes).sum::<usize>();
         state.taken_timed = None;
         frames.append(&mut state.frames);
         mem::swap(frames, &mut state.frames);

@@ -7,8 +7,7 @@ use std::task::{Context, Poll};
 
 use tokio::time::Instant;
 
-use super::encoding::{PUSHER, welcome};
-
+use super::encoding::Pusher;
 use super::refusal::Refusal;
 use super::{Front, close};
 use crate::apps::App;
@@ -29,6 +28,7 @@ pub struct Connection {
     app: Arc<App>,
     socket_id: SocketId,
     outbox: Arc<Outbox>,
+    encoding: &'static Pusher,
     membership: Membership,
     client_events: Rate,
     /// By when it has to sign in or subscribe to a private channel, if it has to and has not.
@@ -38,7 +38,12 @@ pub struct Connection {
 
 impl Connection {
     /// Greets the client: nothing may come before `connection_established`.
-    pub fn open(front: Arc<Front>, app: Arc<App>, outbox: Arc<Outbox>) -> Result<Self, Close> {
+    pub fn open(
+        front: Arc<Front>,
+        app: Arc<App>,
+        outbox: Arc<Outbox>,
+        encoding: &'static Pusher,
+    ) -> Result<Self, Close> {
         let socket_id = front.broker.new_socket_id();
         let mut admission = front.broker.admit(&app, socket_id, outbox.clone());
         let authorize_by = (app.features.authorized_connections).map(|d| Instant::now() + d);
@@ -48,11 +53,11 @@ impl Connection {
         tracing::debug!(app = %app.id, %socket_id, "connected");
         let activity_timeout_secs = front.activity_timeout.as_secs();
         let greeting = pusher::connection_established(socket_id, activity_timeout_secs);
-        outbox.push(greeting.into());
+        outbox.push(encoding.frame(greeting));
         let subscriber = Subscriber {
             id: socket_id,
             outbox: outbox.clone(),
-            encoding: &PUSHER,
+            encoding,
         };
         Ok(Self {
             client_events: Rate::per_sec(app.limits.client_events_per_sec_max),
@@ -63,6 +68,7 @@ impl Connection {
             app,
             socket_id,
             outbox,
+            encoding,
         })
     }
 
@@ -71,7 +77,7 @@ impl Connection {
     }
 
     fn reply(&self, event: String) {
-        self.outbox.push(Frame::from(event));
+        self.outbox.push(self.encoding.frame(event));
     }
 
     fn refuse(&self, refusal: &Refusal) {
@@ -145,7 +151,8 @@ impl Connection {
             ChannelKind::Private | ChannelKind::PrivateEncrypted | ChannelKind::Presence
         );
 
-        let acknowledge = |arrived: Welcome<'_>| welcome(channel, arrived);
+        let encoding = self.encoding;
+        let acknowledge = |arrived: Welcome<'_>| encoding.welcome(channel, arrived);
         let joined = self.membership.subscribe(channel, member, acknowledge);
         if joined.await.is_err() {
             REFUSALS.count(Limit::PresenceMembers);
@@ -390,7 +397,7 @@ impl Connection {
             self.refuse(&Refusal::plain(message).with_code(4302));
         }
         let introduce = |online: &[_], offline: &[_]| {
-            pusher::watchlist_events(online, offline).map(Frame::from)
+            pusher::watchlist_events(online, offline).map(|text| self.encoding.frame(text))
         };
         self.membership.watch(watchlist, introduce).await;
     }

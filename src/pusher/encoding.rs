@@ -3,16 +3,36 @@
 use crate::broker::{Cache, Welcome};
 use crate::hub::{Acknowledgement, Encoding, Frame};
 use crate::model::{Body, ChannelName, Event};
-use crate::wire::pusher;
+use crate::wire::{pusher, sockjs};
 
-/// One event, one JSON text.
-pub struct Pusher;
+/// One event, one JSON text, in the form in which a transport carries texts.
+pub struct Pusher {
+    name: &'static str,
+    carried: fn(String) -> Frame,
+}
 
-pub static PUSHER: Pusher = Pusher;
+/// As it is.
+pub static WEBSOCKET: Pusher = Pusher {
+    name: "pusher",
+    carried: Frame::from,
+};
+
+/// As the JSON string that stands in an array.
+pub static HTTP: Pusher = Pusher {
+    name: "pusher over HTTP",
+    carried: |text| sockjs::quoted(&text).into(),
+};
+
+impl Pusher {
+    /// One message to a client.
+    pub fn frame(&self, text: String) -> Frame {
+        (self.carried)(text)
+    }
+}
 
 impl Encoding for Pusher {
     fn name(&self) -> &'static str {
-        "pusher"
+        self.name
     }
 
     fn encode(&self, event: &Event) -> Option<Frame> {
@@ -32,20 +52,22 @@ impl Encoding for Pusher {
             }
             Body::Terminate => return None,
         };
-        Some(text.into())
+        Some(self.frame(text))
     }
 }
 
-/// What an accepted subscription is answered with (`pusher.md` 2.4, 2.7).
-pub fn welcome(channel: &ChannelName, welcome: Welcome<'_>) -> Acknowledgement {
-    let name = channel.as_str();
-    let succeeded = pusher::subscription_succeeded(name, welcome.roster.as_deref());
-    let mut frames = vec![succeeded.into()];
-    let mut replay = None;
-    match welcome.cache {
-        Cache::NotCached => {}
-        Cache::Miss => frames.push(pusher::cache_miss(name).into()),
-        Cache::Hit(event) => replay = PUSHER.encode(event).map(|frame| (event.id, frame)),
+impl Pusher {
+    /// What an accepted subscription is answered with (`pusher.md` 2.4, 2.7).
+    pub fn welcome(&self, channel: &ChannelName, welcome: Welcome<'_>) -> Acknowledgement {
+        let name = channel.as_str();
+        let succeeded = pusher::subscription_succeeded(name, welcome.roster.as_deref());
+        let mut frames = vec![self.frame(succeeded)];
+        let mut replay = None;
+        match welcome.cache {
+            Cache::NotCached => {}
+            Cache::Miss => frames.push(self.frame(pusher::cache_miss(name))),
+            Cache::Hit(event) => replay = self.encode(event).map(|frame| (event.id, frame)),
+        }
+        Acknowledgement { frames, replay }
     }
-    Acknowledgement { frames, replay }
 }

@@ -1,18 +1,29 @@
-//! The Pusher front end: what is behind `/app/:key`.
+//! The Pusher front end: what is behind `/app/:key`, over WebSockets and over HTTP.
 //!
 //! `handshake` decides whether a connection is accepted, `connection` what an accepted one may
-//! do, `close` and `refusal` hold every code and text with which it is refused.
+//! do, `close` and `refusal` hold every code and text with which it is refused. `websocket`
+//! carries it over a WebSocket. Over HTTP `http` has the URLs, `xhr` what their requests mean,
+//! `stream` the answers to them, `sessions` what is between requests, `inbox` their order;
+//! `stats` is what pusher-js reports about itself.
 
 pub mod close;
 mod connection;
 mod encoding;
 mod handshake;
+mod http;
+mod inbox;
 mod refusal;
+mod sessions;
+pub mod stats;
+mod stream;
 mod websocket;
+mod xhr;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use http::routes;
+pub use sessions::Fallback;
 pub use websocket::{any_path, app_path, too_many};
 
 use crate::apps::AppRegistry;

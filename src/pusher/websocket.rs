@@ -11,6 +11,7 @@ use warp::reply::Response;
 use super::Front;
 use super::close::{self, close};
 use super::connection::Connection;
+use super::encoding::WEBSOCKET;
 use super::handshake;
 use crate::audit;
 use crate::auth::percent_decode;
@@ -30,7 +31,7 @@ pub fn app_path(
     let key = percent_decode(key);
     let checked = handshake::check(&front, &key, query, headers, peer);
     upgrade(front, headers, on_upgrade, move |front, outbox| {
-        let connection = Connection::open(front, checked?, outbox)?;
+        let connection = Connection::open(front, checked?, outbox, &WEBSOCKET)?;
         let (app, socket_id) = connection.id();
         audit::connected(app, socket_id, peer.address);
         Ok(connection)

@@ -1,6 +1,7 @@
 //! Tells when an HTTP answer is with the kernel. An answer that never gets there was not received,
 //! and what it held can still be sent otherwise; hyper itself says nothing of it.
 
+use std::convert::Infallible;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
@@ -8,37 +9,95 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::stream;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_rustls::server::TlsStream;
+use warp::http::header::{CONTENT_LENGTH, HeaderValue};
+use warp::reply::{Reply, Response};
 
 use super::peer::Seat;
 use super::stream::Stream;
 use crate::metrics::{CUT_OFFS, CutOff};
 
-type Tell = Box<dyn FnOnce() + Send>;
+struct Receipt {
+    is_wanted: Box<dyn Fn() -> bool + Send>,
+    tell: Box<dyn FnOnce() + Send>,
+}
 
-/// Those to be told of one connection's next flush. In the extensions of its requests.
+/// Those to be told of what one connection writes next. In the extensions of its requests.
+///
+/// The lock is held over each write with its receipts: a client may answer what it was sent before
+/// the thread that sent it goes on, and whoever handles that answer can wait for the receipt.
 #[derive(Clone, Default)]
-pub struct Receipts(Arc<Mutex<Vec<Tell>>>);
+pub struct Receipts(Arc<Mutex<Vec<Receipt>>>);
 
 impl Receipts {
     /// `tell` is called once all that was given to the connection so far has been written, and
     /// dropped if that cannot be any more.
     pub fn when_written(&self, tell: impl FnOnce() + Send + 'static) {
-        self.lock().push(Box::new(tell));
+        self.when_written_if(|| true, tell);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Tell>> {
+    /// The same for what is not to be written any more if it is not wanted: then the connection
+    /// ends. Neither may call back here.
+    pub fn when_written_if(
+        &self,
+        is_wanted: impl Fn() -> bool + Send + 'static,
+        tell: impl FnOnce() + Send + 'static,
+    ) {
+        self.lock().push(Receipt {
+            is_wanted: Box::new(is_wanted),
+            tell: Box::new(tell),
+        });
+    }
+
+    /// Does something while nothing is being written, and all that was written is told of.
+    pub fn between_writes<R>(&self, act: impl FnOnce() -> R) -> R {
+        let _nothing_is_written = self.lock();
+        act()
+    }
+
+    pub fn are_of_one_connection(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Receipt>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// So many at most does hyper give to one write.
+const WRITEV_BUFFERS_MAX: usize = 64;
+
+/// An answer whose body, once it is given to the connection, is `begun`: that is the moment to ask
+/// for a receipt.
+pub fn answer(
+    body: Bytes,
+    receipts: &Receipts,
+    begun: impl FnOnce(&Receipts) + Send + Sync + 'static,
+) -> Response {
+    let length = HeaderValue::from(body.len());
+    let receipts = receipts.clone();
+    let mut given = Some((body, begun));
+    let body = stream::poll_fn(move |_| {
+        let given = given.take().map(|(body, begun)| {
+            begun(&receipts);
+            Ok::<_, Infallible>(body)
+        });
+        Poll::Ready(given)
+    });
+    let mut response = warp::reply::stream(body).into_response();
+    response.headers_mut().insert(CONTENT_LENGTH, length);
+    response
+}
+
 /// A connection that gives receipts, and breaks off when its peer accepts nothing for too long.
-/// Whoever writes to it flushes only when its own buffer is
-/// empty, as hyper does.
+/// Whoever writes to it gives all that it has to each write, up to [`WRITEV_BUFFERS_MAX`] pieces,
+/// and flushes only when nothing is left, as hyper does.
 pub struct Receipted {
     stream: Connection,
     seat: Seat,
@@ -52,7 +111,17 @@ pub enum Connection {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+trait Io: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Io for T {}
+
 impl Connection {
+    fn io(&mut self) -> Pin<&mut dyn Io> {
+        match self {
+            Self::Tcp(tcp) => Pin::new(tcp),
+            Self::Tls(tls) => Pin::new(&mut **tls),
+        }
+    }
+
     fn tcp(&self) -> &TcpStream {
         match self {
             Self::Tcp(tcp) => tcp,
@@ -88,19 +157,28 @@ impl Receipted {
         }
     }
 
-    /// A peer that has closed its side does not read any more; the kernel would accept what is
-    /// written to it all the same. The socket itself is asked, because tokio may not have heard
-    /// of it yet.
-    fn check_reader(&self) -> io::Result<()> {
-        if self.outstanding.0.lock().is_empty() {
-            return Ok(());
+    /// Writes by `write`, all of whose bytes are `bytes`. Under TLS what is taken is not yet with
+    /// the kernel: the receipts come with the flush.
+    fn write(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: usize,
+        write: impl FnOnce(Pin<&mut dyn Io>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let mut receipts = self.outstanding.0.lock();
+        if !receipts.is_empty() {
+            check_reader(self.stream.tcp())?;
         }
-        let mut byte = [MaybeUninit::uninit()];
-        match SockRef::from(self.stream.tcp()).peek(&mut byte) {
-            Ok(0) => Err(io::ErrorKind::BrokenPipe.into()),
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
-            _ => Ok(()),
+        if !receipts.iter().all(|receipt| (receipt.is_wanted)()) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
+        let written = write(self.stream.io(), cx);
+        let written = ready!(self.patience.judge(cx, written))?;
+        // Whoever writes gives all that it has.
+        if written == bytes && matches!(self.stream, Connection::Tcp(_)) {
+            receipts.drain(..).for_each(|receipt| (receipt.tell)());
+        }
+        Poll::Ready(Ok(written))
     }
 
     /// For what comes after HTTP. The connection counts for its peer as long as the seat is there.
@@ -137,12 +215,14 @@ impl Patience {
     }
 }
 
-impl Outstanding {
-    fn tell_all(&self) {
-        let outstanding = std::mem::take(&mut *self.0.lock());
-        for tell in outstanding {
-            tell();
-        }
+/// A peer that has closed its side does not read any more; the kernel would accept what is written
+/// to it all the same. The socket itself is asked, because tokio may not have heard of it yet.
+fn check_reader(stream: &TcpStream) -> io::Result<()> {
+    let mut byte = [MaybeUninit::uninit()];
+    match SockRef::from(stream).peek(&mut byte) {
+        Ok(0) => Err(io::ErrorKind::BrokenPipe.into()),
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -159,10 +239,7 @@ impl AsyncRead for Receipted {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.stream {
-            Connection::Tcp(s) => Pin::new(s).poll_read(cx, buf),
-            Connection::Tls(s) => Pin::new(&mut **s).poll_read(cx, buf),
-        }
+        self.stream.io().poll_read(cx, buf)
     }
 }
 
@@ -172,12 +249,7 @@ impl AsyncWrite for Receipted {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.check_reader()?;
-        let written = match &mut self.stream {
-            Connection::Tcp(s) => Pin::new(s).poll_write(cx, buf),
-            Connection::Tls(s) => Pin::new(&mut **s).poll_write(cx, buf),
-        };
-        self.patience.judge(cx, written)
+        self.write(cx, buf.len(), |stream, cx| stream.poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
@@ -185,12 +257,12 @@ impl AsyncWrite for Receipted {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.check_reader()?;
-        let written = match &mut self.stream {
-            Connection::Tcp(s) => Pin::new(s).poll_write_vectored(cx, bufs),
-            Connection::Tls(s) => Pin::new(&mut **s).poll_write_vectored(cx, bufs),
+        // With more than the kernel takes at once something may be left, though it takes all.
+        let bytes = match bufs.len() < WRITEV_BUFFERS_MAX {
+            true => bufs.iter().map(|buf| buf.len()).sum(),
+            false => usize::MAX,
         };
-        self.patience.judge(cx, written)
+        self.write(cx, bytes, |stream, cx| stream.poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -201,19 +273,15 @@ impl AsyncWrite for Receipted {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(match &mut self.stream {
-            Connection::Tcp(s) => Pin::new(s).poll_flush(cx),
-            Connection::Tls(s) => Pin::new(&mut **s).poll_flush(cx),
-        })?;
-        self.outstanding.tell_all();
+        ready!(self.stream.io().poll_flush(cx))?;
+        let mut receipts = self.outstanding.0.lock();
+        receipts.drain(..).for_each(|receipt| (receipt.tell)());
+        drop(receipts);
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.stream {
-            Connection::Tcp(s) => Pin::new(s).poll_shutdown(cx),
-            Connection::Tls(s) => Pin::new(&mut **s).poll_shutdown(cx),
-        }
+        self.stream.io().poll_shutdown(cx)
     }
 }
 
@@ -234,7 +302,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_receipt_comes_with_the_flush_or_never() {
+    async fn a_receipt_comes_with_the_write_or_never() {
         let receipts = Receipts::default();
         let (mut connection, peer) = connection(receipts.clone()).await;
         let told = Arc::new(AtomicBool::new(false));
@@ -243,9 +311,8 @@ mod tests {
             move || told.store(true, Ordering::Relaxed)
         };
         receipts.when_written(note(&told));
-        connection.write_all(b"x").await.unwrap();
         assert!(!told.load(Ordering::Relaxed));
-        connection.flush().await.unwrap();
+        connection.write_all(b"x").await.unwrap();
         assert!(told.load(Ordering::Relaxed));
 
         let told = Arc::new(AtomicBool::new(false));
@@ -256,6 +323,19 @@ mod tests {
         assert_eq!(Arc::strong_count(&told), 1);
         assert!(!told.load(Ordering::Relaxed));
     }
+
+    #[tokio::test]
+    async fn what_is_not_wanted_any_more_is_not_written() {
+        let receipts = Receipts::default();
+        let (mut connection, _peer) = connection(receipts.clone()).await;
+        let told = Arc::new(AtomicBool::new(false));
+        let note = told.clone();
+        receipts.when_written_if(|| false, move || note.store(true, Ordering::Relaxed));
+        let error = connection.write_all(b"x").await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+        assert!(!told.load(Ordering::Relaxed));
+    }
+
     #[tokio::test]
     async fn a_peer_that_accepts_nothing_is_given_up() {
         let (mut connection, peer) = connection(Receipts::default()).await;

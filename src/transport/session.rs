@@ -12,6 +12,9 @@
 //!    ▲                    │                     │
 //!    └────────────────────┴─── drop, attach ────┘ (in flight: back to the front)
 //! ```
+//!
+//! What the kernel has is not yet with the client. Where the client's next request tells what
+//! became of the answer before ([`Earlier`]), that counts, and what was written is kept until then.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -20,6 +23,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::receipt::Receipts;
 use crate::hub::{Closing, Frame, Outbox};
 
 /// The sessions of one front end or app, each with what its protocol keeps as `T`.
@@ -47,25 +51,29 @@ impl<T> Sessions<T> {
         outbox: Arc<Outbox>,
         client: T,
     ) -> Result<Arc<Session<T>>, TooManySessions> {
-        let now = Instant::now();
-        let session = Arc::new(Session {
-            id: random_id().into(),
-            client,
-            outbox,
-            lifetime,
-            state: Mutex::new(State {
-                expires_at: now + lifetime,
-                ended: false,
-                attached: 0,
-                carried_by: None,
-                idle_since: (now, Vehicle::Poll),
-                in_flight: VecDeque::new(),
-            }),
-        });
-        let mut by_id = self.by_id.write().unwrap_or_else(PoisonError::into_inner);
-        if by_id.len() >= self.sessions_max {
-            return Err(TooManySessions);
+        self.find_or_open(&random_id(), lifetime, || Ok((outbox, client)))
+    }
+
+    /// The session of an id that the client chose. Where there is none, `make` makes what it is
+    /// to hold.
+    pub fn find_or_open<E: From<TooManySessions>>(
+        &self,
+        id: &str,
+        lifetime: Duration,
+        make: impl FnOnce() -> Result<(Arc<Outbox>, T), E>,
+    ) -> Result<Arc<Session<T>>, E> {
+        if let Some(session) = self.find(id) {
+            return Ok(session);
         }
+        let mut by_id = self.by_id.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(session) = by_id.get(id) {
+            return Ok(session.clone());
+        }
+        if by_id.len() >= self.sessions_max {
+            return Err(TooManySessions.into());
+        }
+        let (outbox, client) = make()?;
+        let session = Arc::new(Session::new(id.into(), lifetime, outbox, client));
         by_id.insert(session.id.clone(), session.clone());
         Ok(session)
     }
@@ -93,7 +101,7 @@ impl<T> Sessions<T> {
 }
 
 pub struct Session<T> {
-    /// 160 random bits in base 36: whoever knows it is the client.
+    /// Whoever knows it is the client: 160 random bits in base 36, unless the client chose it.
     pub id: Arc<str>,
     pub client: T,
     pub outbox: Arc<Outbox>,
@@ -111,30 +119,89 @@ pub enum Vehicle {
     Socket,
 }
 
+/// What a client's new request says about the answer to the one before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Earlier {
+    /// All that it was given has arrived.
+    Received,
+    /// Nothing of it has.
+    Lost,
+    /// Nothing is said: what was written counts as received.
+    Unknown,
+}
+
+/// What a session without a carrier has behind it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Idle {
+    pub since: Instant,
+    /// What the last carrier was.
+    pub vehicle: Vehicle,
+    /// Its answer was written to its end; the client is expected to come again.
+    pub answered: bool,
+}
+
 struct State {
-    expires_at: Instant,
+    heard_at: Instant,
     ended: bool,
     /// The serial number of the newest carrier.
     attached: u64,
     /// Absent after the newest carrier was dropped.
     carried_by: Option<Vehicle>,
-    /// When that was, and what it was.
-    idle_since: (Instant, Vehicle),
+    /// Of the time before the newest carrier, or after it.
+    idle: Idle,
     /// Taken and not known to be written.
     in_flight: VecDeque<Frame>,
+    /// Of the connection that is writing it.
+    receipts: Option<Receipts>,
+    /// So many of them are with the carrier.
+    handed: usize,
+    /// Written, and perhaps to be written again. Only used while `keeps`.
+    kept: VecDeque<Frame>,
+    keeps: bool,
 }
 
 impl<T> Session<T> {
+    fn new(id: Arc<str>, lifetime: Duration, outbox: Arc<Outbox>, client: T) -> Self {
+        let now = Instant::now();
+        Self {
+            id,
+            client,
+            outbox,
+            lifetime,
+            state: Mutex::new(State {
+                heard_at: now,
+                ended: false,
+                attached: 0,
+                carried_by: None,
+                idle: Idle {
+                    since: now,
+                    vehicle: Vehicle::Poll,
+                    answered: false,
+                },
+                in_flight: VecDeque::new(),
+                receipts: None,
+                handed: 0,
+                kept: VecDeque::new(),
+                keeps: false,
+            }),
+        }
+    }
+
     /// The client has shown itself.
     pub fn touch(&self) {
-        self.state().expires_at = Instant::now() + self.lifetime;
+        self.state().heard_at = Instant::now();
+    }
+
+    /// When the client last showed itself.
+    pub fn heard_at(&self) -> Instant {
+        self.state().heard_at
     }
 
     /// Whether its time is over, or its queue was closed and nobody is there to be told.
     pub fn is_over(&self, now: Instant) -> bool {
         let state = self.state();
         let closing = self.outbox.closing();
-        state.expires_at <= now
+        state.heard_at + self.lifetime <= now
             || closing == Some(Closing::Slow)
             || closing.is_some() && state.carried_by.is_none()
     }
@@ -147,24 +214,82 @@ impl<T> Session<T> {
         self.state().carried_by
     }
 
-    /// Since when nothing takes from the queue, and what did last.
-    pub fn idle_since(&self) -> Option<(Instant, Vehicle)> {
+    /// While nothing takes from the queue.
+    pub fn idle(&self) -> Option<Idle> {
         let state = self.state();
-        state.carried_by.is_none().then_some(state.idle_since)
+        state.carried_by.is_none().then_some(state.idle)
     }
 
     /// Takes the place of any other carrier, which is told so.
+    ///
+    /// A client that has its answer may come anew before we know that it was written: then this
+    /// waits for the receipt, or the answer would come once more.
     pub fn attach(self: &Arc<Self>, vehicle: Vehicle) -> Carrier<T> {
-        let mut state = self.state();
+        self.attach_after(Earlier::Unknown, vehicle)
+    }
+
+    /// As [`Session::attach`], by a client that tells what it has received.
+    pub fn attach_after(self: &Arc<Self>, earlier: Earlier, vehicle: Vehicle) -> Carrier<T> {
+        loop {
+            let receipts = self.state().receipts.clone();
+            let attach = || self.try_attach(earlier, vehicle, receipts.as_ref());
+            let attached = match &receipts {
+                Some(writing) => writing.between_writes(attach),
+                None => attach(),
+            };
+            if let Some(carrier) = attached {
+                return carrier;
+            }
+        }
+    }
+
+    /// `None` if something began to be written by others than these `receipts`.
+    fn try_attach(
+        self: &Arc<Self>,
+        earlier: Earlier,
+        vehicle: Vehicle,
+        receipts: Option<&Receipts>,
+    ) -> Option<Carrier<T>> {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        if let Some(writing) = &state.receipts
+            && !receipts.is_some_and(|known| known.are_of_one_connection(writing))
+        {
+            return None;
+        }
+        state.receipts = None;
         state.attached += 1;
         state.carried_by = Some(vehicle);
+        state.idle.answered = false;
+        state.keeps = earlier != Earlier::Unknown;
+        match earlier {
+            Earlier::Received => {
+                state.in_flight.drain(..state.handed);
+                state.kept.clear();
+            }
+            Earlier::Lost => {
+                state.kept.append(&mut state.in_flight);
+                std::mem::swap(&mut state.kept, &mut state.in_flight);
+            }
+            Earlier::Unknown => state.kept.clear(),
+        }
+        state.handed = 0;
         self.outbox.put_back(&mut state.in_flight);
         let serial = state.attached;
-        drop(state);
+        drop(guard);
         self.outbox.wake();
-        Carrier {
+        Some(Carrier {
             session: self.clone(),
             serial,
+        })
+    }
+
+    /// The client has shown that its stream reaches it: nothing of it will be asked for again.
+    pub fn stream_arrives(&self) {
+        let mut state = self.state();
+        if state.carried_by == Some(Vehicle::Stream) {
+            state.keeps = false;
+            state.kept = VecDeque::new();
         }
     }
 
@@ -196,28 +321,77 @@ impl<T> Carrier<T> {
         cx: &mut Context<'_>,
         batch: &mut VecDeque<Frame>,
     ) -> Poll<Result<(), Parted>> {
-        let mut state = self.session.state();
-        if let Some(parted) = self.parted(&state) {
+        self.poll_take_until(cx, batch, |_| false)
+    }
+
+    /// As [`Carrier::poll_take`], up to and with the frame at which it `is_enough`.
+    pub fn poll_take_until(
+        &self,
+        cx: &mut Context<'_>,
+        batch: &mut VecDeque<Frame>,
+        mut is_enough: impl FnMut(&Frame) -> bool,
+    ) -> Poll<Result<(), Parted>> {
+        let mut guard = self.session.state();
+        let state = &mut *guard;
+        if let Some(parted) = self.parted(state) {
             return Poll::Ready(Err(parted));
         }
         let outbox = &self.session.outbox;
-        if !state.in_flight.is_empty() {
+        if state.handed > 0 {
             return outbox
                 .poll_slow(cx)
                 .map(|()| Err(Parted::Closed(Closing::Slow)));
         }
-        let taken = outbox.poll_take(cx, &mut state.in_flight);
-        taken.map_err(Parted::Closed).map_ok(|()| {
-            batch.extend(state.in_flight.iter().cloned());
-        })
+        if state.in_flight.is_empty() {
+            match outbox.poll_take(cx, &mut state.in_flight) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(why)) => return Poll::Ready(Err(Parted::Closed(why))),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        for frame in &state.in_flight {
+            batch.push_back(frame.clone());
+            state.handed += 1;
+            if is_enough(frame) {
+                break;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// From now on what was taken is being written by the connection that gives these receipts,
+    /// unless another carrier took the place.
+    pub fn writes_by(&self, receipts: &Receipts) {
+        let mut state = self.session.state();
+        if state.attached == self.serial {
+            state.receipts = Some(receipts.clone());
+        }
     }
 
     /// All that was taken is written.
     pub fn written(&self) {
+        let mut guard = self.session.state();
+        let state = &mut *guard;
+        if state.attached == self.serial && state.handed > 0 {
+            let written = state.in_flight.drain(..state.handed);
+            match state.keeps {
+                true => state.kept.extend(written),
+                false => drop(written),
+            }
+            state.handed = 0;
+            state.receipts = None;
+            if state.in_flight.is_empty() {
+                self.session.outbox.written();
+            }
+        }
+    }
+
+    /// The whole answer is written, with all that was taken.
+    pub fn answered(&self) {
+        self.written();
         let mut state = self.session.state();
-        if state.attached == self.serial && !state.in_flight.is_empty() {
-            state.in_flight.clear();
-            self.session.outbox.written();
+        if state.attached == self.serial {
+            state.idle.answered = true;
         }
     }
 
@@ -252,8 +426,10 @@ impl<T> Drop for Carrier<T> {
             return;
         }
         if let Some(vehicle) = state.carried_by.take() {
-            state.idle_since = (Instant::now(), vehicle);
+            state.idle.since = Instant::now();
+            state.idle.vehicle = vehicle;
         }
+        state.handed = 0;
         self.session.outbox.put_back(&mut state.in_flight);
     }
 }
@@ -340,6 +516,29 @@ mod tests {
         drop(old);
         assert_eq!(session.carried_by(), Some(Vehicle::Poll));
         new.written();
+        push(&session, &["2"]);
+        assert_eq!(take(&new).await.unwrap(), ["2"]);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_answers_before_we_know_what_it_has_is_not_sent_it_again() {
+        let (session, receipts) = (session(), Receipts::default());
+        push(&session, &["1"]);
+        let old = session.attach(Vehicle::Poll);
+        take(&old).await.unwrap();
+        old.writes_by(&receipts);
+        let came = receipts.between_writes(|| {
+            // The kernel has it, and so has the client; the receipt is still to come.
+            let came = std::thread::spawn({
+                let session = session.clone();
+                move || session.attach(Vehicle::Poll)
+            });
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!came.is_finished());
+            old.written();
+            came
+        });
+        let new = came.join().unwrap();
         push(&session, &["2"]);
         assert_eq!(take(&new).await.unwrap(), ["2"]);
     }

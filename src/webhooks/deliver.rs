@@ -45,7 +45,7 @@ const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// What a worker needs beside its endpoint.
 #[derive(Clone)]
 pub(super) struct Shared {
-    pub store: Store,
+    pub store: Arc<dyn Store>,
     pub apps: Arc<AppRegistry>,
     /// Changes when the log has grown.
     pub news: watch::Receiver<()>,
@@ -368,6 +368,8 @@ impl Sender {
     async fn attempt(&self, delivery: &Delivery) -> Attempt {
         let (at_ms, started) = (now_ms(), Instant::now());
         let (status, error) = match self.request(delivery) {
+            // The app has been taken out of the configuration meanwhile.
+            _ if delivery.key.is_empty() => (None, Some("the app is not there".to_owned())),
             Ok(request) => {
                 let timeout = self.endpoint.timeout;
                 let exchanged = self.outbound.exchange(request, timeout, ANSWER_BYTES_MAX);
@@ -429,7 +431,7 @@ fn jitter() -> f64 {
     f64::from(getrandom::u32().unwrap_or(u32::MAX / 2)) / f64::from(u32::MAX)
 }
 
-fn new_id() -> String {
+pub(super) fn new_id() -> String {
     // Two repeats of one id would be taken for one delivery: without randomness, time must do.
     let random = || getrandom::u64().unwrap_or_else(|_| now_ms());
     format!("{:016x}{:016x}", random(), random())

@@ -169,7 +169,8 @@ enum Kind<'l> {
     },
 }
 
-fn write(serial: u64, fact: &ChannelFact) -> Vec<u8> {
+/// One fact as a line of JSON.
+pub(super) fn write(serial: u64, fact: &ChannelFact) -> Vec<u8> {
     let line = Line {
         serial,
         app: fact.channel.app.as_str().into(),
@@ -207,7 +208,7 @@ fn write(serial: u64, fact: &ChannelFact) -> Vec<u8> {
 }
 
 /// `None` for what is no whole line.
-fn read(line: &[u8]) -> Option<(u64, ChannelFact)> {
+pub(super) fn read(line: &[u8]) -> Option<(u64, ChannelFact)> {
     let line: Line = serde_json::from_slice(line).ok()?;
     let name = ChannelName::parse(&line.channel, line.channel.len()).ok()?;
     let kind = match line.kind {

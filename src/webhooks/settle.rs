@@ -32,13 +32,24 @@ pub(super) struct Subject {
     pub user_id: Option<UserId>,
 }
 
-/// What the application is to be told, with what it then knows.
+/// What came of a fact.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Settled {
     pub channel: ChannelId,
     pub kind: FactKind,
-    /// Whether the application believes the subject present from now on.
-    pub told: Option<(Subject, bool)>,
+    /// Whether the application is to be told. Else there is only something to remember.
+    pub is_news: bool,
+    /// What is then known of whom the fact is about.
+    pub told: Option<(Subject, Told)>,
+}
+
+/// What the application believes of a channel, or of a user in one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Told {
+    Present,
+    /// It believes the subject present, which has left.
+    Leaving,
+    Gone,
 }
 
 #[derive(Default)]
@@ -59,13 +70,18 @@ enum State {
 }
 
 impl Settler {
-    /// `told` are those whom the application believes present.
-    pub fn knowing(told: Vec<Subject>) -> Self {
-        let present = told.into_iter().map(|subject| (subject, State::Present));
-        Self {
-            subjects: present.collect(),
-            ..Self::default()
+    /// `told` are those whom the application believes present; some have been away for a time.
+    pub fn knowing(told: Vec<(Subject, Option<Duration>)>, now: Instant) -> Self {
+        let mut settler = Self::default();
+        for (subject, away) in told {
+            match away {
+                None => {
+                    settler.subjects.insert(subject, State::Present);
+                }
+                Some(away) => settler.hold(subject, now + HOLD.saturating_sub(away)),
+            }
         }
+        settler
     }
 
     /// The server has just started: nobody is there yet, whatever was so before.
@@ -84,21 +100,22 @@ impl Settler {
             channel: channel.clone(),
             user_id: user_id.cloned(),
         };
-        let told = match &kind {
-            FactKind::ChannelOccupied => Some(self.arrives(subject(None))?),
-            FactKind::MemberAdded { user_id } => Some(self.arrives(subject(Some(user_id)))?),
-            FactKind::ChannelVacated => return self.leaves(subject(None), now),
-            FactKind::MemberRemoved { user_id } => return self.leaves(subject(Some(user_id)), now),
+        let (is_news, told) = match &kind {
+            FactKind::ChannelOccupied => self.arrives(subject(None))?,
+            FactKind::MemberAdded { user_id } => self.arrives(subject(Some(user_id)))?,
+            FactKind::ChannelVacated => self.leaves(subject(None), now)?,
+            FactKind::MemberRemoved { user_id } => self.leaves(subject(Some(user_id)), now)?,
             FactKind::CacheMiss => {
                 self.is_new_miss(&channel, now).then_some(())?;
-                None
+                (true, None)
             }
-            _ => None,
+            _ => (true, None),
         };
         Some(Settled {
             channel,
             kind,
-            told: told.map(|subject| (subject, true)),
+            is_news,
+            told,
         })
     }
 
@@ -125,16 +142,27 @@ impl Settler {
         self.due.keys().next().map(|(due, _)| *due)
     }
 
-    fn arrives(&mut self, subject: Subject) -> Option<Subject> {
+    /// Whether the application is told, and what is to be remembered.
+    fn arrives(&mut self, subject: Subject) -> Option<(bool, Option<(Subject, Told)>)> {
         let before = self.subjects.insert(subject.clone(), State::Present);
-        before.is_none().then_some(subject)
+        let is_news = match before {
+            None => true,
+            Some(State::Leaving(_)) => false,
+            Some(State::Present) => return None,
+        };
+        Some((is_news, Some((subject, Told::Present))))
     }
 
-    fn leaves(&mut self, subject: Subject, now: Instant) -> Option<Settled> {
-        if let Some(State::Present) = self.subjects.get(&subject) {
-            self.hold(subject, now + HOLD);
-        }
-        None
+    fn leaves(
+        &mut self,
+        subject: Subject,
+        now: Instant,
+    ) -> Option<(bool, Option<(Subject, Told)>)> {
+        let Some(State::Present) = self.subjects.get(&subject) else {
+            return None;
+        };
+        self.hold(subject.clone(), now + HOLD);
+        Some((false, Some((subject, Told::Leaving))))
     }
 
     fn hold(&mut self, subject: Subject, due: Instant) {
@@ -160,7 +188,8 @@ impl Settler {
                 Some(user_id) => FactKind::MemberRemoved { user_id },
                 None => FactKind::ChannelVacated,
             },
-            told: Some((subject, false)),
+            is_news: true,
+            told: Some((subject, Told::Gone)),
         })
     }
 
@@ -210,7 +239,8 @@ mod tests {
                 at_ms: 0,
             };
             let settled = self.settler.fact(fact, self.now);
-            settled.map(|settled| settled.kind.name())
+            let news = settled.filter(|settled| settled.is_news);
+            news.map(|settled| settled.kind.name())
         }
 
         /// What is told because `ms` have passed.
@@ -307,13 +337,34 @@ mod tests {
             user_id: user_id.map(Into::into),
         };
         let told = vec![subject(None), subject(Some("a")), subject(Some("b"))];
-        setup.settler = Settler::knowing(told);
+        let told = told.into_iter().map(|subject| (subject, None)).collect();
+        setup.settler = Settler::knowing(told, setup.now);
         setup.state(leaves("b"));
         setup.settler.nobody_is_there(setup.now);
         assert_eq!(setup.state(ChannelOccupied), None);
         assert_eq!(setup.state(joins("a")), None);
         assert!(setup.pass(9_999).is_empty());
         assert_eq!(setup.pass(1), ["member_removed"]);
+    }
+
+    #[test]
+    fn who_takes_over_knows_how_long_somebody_has_been_away() {
+        let mut setup = setup();
+        let subject = |user_id: &str| Subject {
+            channel: setup.room.clone(),
+            user_id: Some(user_id.into()),
+        };
+        let told = vec![
+            (subject("here"), None),
+            (subject("away"), Some(Duration::from_secs(1))),
+            (subject("gone"), Some(Duration::from_secs(60))),
+        ];
+        setup.settler = Settler::knowing(told, setup.now);
+        assert_eq!(setup.pass(0), ["member_removed"]);
+        assert!(setup.pass(1_999).is_empty());
+        assert_eq!(setup.pass(1), ["member_removed"]);
+        assert_eq!(setup.state(joins("here")), None);
+        assert!(setup.pass(60_000).is_empty());
     }
 
     #[test]

@@ -4,5 +4,6 @@ pub mod bayeux;
 pub mod json;
 pub mod pusher;
 pub mod rest;
+pub mod sockjs;
 pub mod webhooks;
 pub mod websocket;

@@ -48,7 +48,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use redis::{Value, cmd};
+use redis::{Cmd, Value, cmd};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -68,6 +68,9 @@ struct Inner {
     hub: Arc<Hub>,
     ids: Arc<IdSource>,
     facts: FactSink,
+    /// Whether Redis writes joins and leaves into the streams of facts. They are not stated here
+    /// then.
+    states_there: bool,
     settings: Settings,
     keys: Keys,
     node: u32,
@@ -82,6 +85,15 @@ struct Inner {
     sessions: AtomicU64,
     status: Arc<Status>,
     stop: CancellationToken,
+}
+
+/// Where joins and leaves are stated.
+pub enum Facts {
+    /// Each by the node that ran the script.
+    Here(FactSink),
+    /// By the scripts themselves, for whoever reads the streams of the partitions. The node's own
+    /// sink keeps what no script knows.
+    InStreams(FactSink),
 }
 
 /// How it stands with Redis.
@@ -139,6 +151,16 @@ impl Status {
 }
 
 impl Redis {
+    pub const PARTITIONS: usize = PARTITIONS;
+    /// The place of what concerns no partition.
+    pub const REGISTRY: usize = keys::REGISTRY;
+    /// The name of a partition's stream of facts, behind its prefix.
+    pub const FACTS: &str = scripts::FACTS;
+
+    pub fn partition_of(channel: &ChannelId) -> usize {
+        keys::partition_of(channel)
+    }
+
     /// Connects in the background; until then the node serves its own clients. `address` is where
     /// it listens, for people to read.
     pub fn start(
@@ -146,8 +168,12 @@ impl Redis {
         address: String,
         hub: Arc<Hub>,
         ids: Arc<IdSource>,
-        facts: FactSink,
+        facts: Facts,
     ) -> Self {
+        let (facts, states_there) = match facts {
+            Facts::Here(sink) => (sink, false),
+            Facts::InStreams(sink) => (sink.silent(), true),
+        };
         let keys = Keys::new(&settings.key_prefix);
         let waiting_bytes = Arc::default();
         let (partitions, ends): (Vec<_>, Vec<_>) = (0..PARTITIONS)
@@ -158,6 +184,7 @@ impl Redis {
             node: ids.node(),
             ids,
             facts,
+            states_there,
             settings,
             keys,
             address,
@@ -206,6 +233,20 @@ impl Redis {
         };
         let _ = tokio::time::timeout(inner.settings.command_timeout, leave).await;
         inner.stop.cancel();
+    }
+
+    /// What every key of the place starts with: a partition, or [`Redis::REGISTRY`].
+    pub fn prefix(&self, place: usize) -> String {
+        self.0.keys.of(place)
+    }
+
+    /// The answers, in order. `None` while the place is away.
+    pub async fn run(&self, place: usize, commands: &[Cmd]) -> Option<Vec<Value>> {
+        let up = match self.0.partitions.get(place) {
+            Some(partition) => partition.up(),
+            None => self.0.nodes.registry(),
+        };
+        up?.run(commands).await.ok()
     }
 
     /// Returns when everything published before has been handed over on this node.
@@ -440,7 +481,7 @@ impl Inner {
     ) -> Vec<(ChannelName, Occupancy)> {
         let asked = async {
             let up = partition.up()?;
-            let call = scripts::LIST.call(partition.prefix(), up.is_sharded, self.node, 0);
+            let call = scripts::LIST.call(partition.prefix(), false, up.is_sharded, self.node, 0);
             let call = scripts::with(call, [&app.as_str(), &prefix]);
             let mut answers = up.run(&[call]).await.ok()?;
             redis::from_redis_value::<Vec<(String, u64, u64)>>(answers.remove(0)).ok()

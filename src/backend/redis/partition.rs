@@ -83,6 +83,8 @@ pub enum Request {
     Watch(AppId, bool, oneshot::Sender<()>),
     Up(Arc<Up>),
     Down(Arc<Up>),
+    /// Redis does not know of this node's session.
+    Register,
 }
 
 enum Delivery {
@@ -254,7 +256,7 @@ impl Inner {
         let (app, name) = (event.channel.app.as_str(), event.channel.name.as_str());
         if up.is_sharded || keep.is_some() {
             let keep_ms = keep.map_or(0, |keep| keep.as_millis() as u64);
-            let call = scripts::PUBLISH.call(&partition.prefix, up.is_sharded, self.node, 0);
+            let call = scripts::PUBLISH.call(&partition.prefix, false, up.is_sharded, self.node, 0);
             return vec![with(call, [&app, &name, &record, &keep_ms])];
         }
         let mut log = cmd("XADD");
@@ -465,6 +467,11 @@ impl Membership {
                 }
             }
             Request::Down(up) => self.lose(&up).await,
+            Request::Register => {
+                if let Some(session) = self.link.take() {
+                    self.register_or_lose(session.up).await;
+                }
+            }
             Request::Watch(app, is_wanted, reply) => {
                 self.watch(app, is_wanted).await;
                 let _ = reply.send(());
@@ -732,6 +739,7 @@ impl Membership {
         let prefix = &self.inner.partitions[self.index].prefix;
         script.call(
             prefix,
+            self.inner.states_there,
             session.up.is_sharded,
             self.inner.node,
             session.number,
@@ -775,10 +783,14 @@ impl Membership {
             }
         }
         if is_stale && let Some(session) = self.link.take() {
-            tracing::warn!("the cluster had declared this node dead; it registers again");
-            if self.register(session.up.clone()).await.is_err() {
-                self.lose(&session.up).await;
-            }
+            self.register_or_lose(session.up).await;
+        }
+    }
+
+    async fn register_or_lose(&mut self, up: Arc<Up>) {
+        tracing::debug!(partition = self.index, "this node registers again");
+        if self.register(up.clone()).await.is_err() {
+            self.lose(&up).await;
         }
     }
 

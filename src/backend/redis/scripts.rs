@@ -6,6 +6,9 @@ use std::sync::LazyLock;
 use redis::{Cmd, ToRedisArgs, cmd};
 use sha1::{Digest, Sha1};
 
+/// The name of a partition's stream of facts.
+pub const FACTS: &str = "facts";
+
 pub struct Script {
     text: String,
     sha: String,
@@ -47,14 +50,26 @@ impl Script {
         load
     }
 
-    /// `prefix` is that of the partition's keys; see `scripts/prelude.lua`.
-    pub fn call(&self, prefix: &str, is_sharded: bool, node: u32, session: u64) -> Cmd {
+    /// `prefix` is that of the partition's keys, `states` whether changes are written into its
+    /// stream of facts; see `scripts/prelude.lua`.
+    pub fn call(
+        &self,
+        prefix: &str,
+        states: bool,
+        is_sharded: bool,
+        node: u32,
+        session: u64,
+    ) -> Cmd {
         let publish = match is_sharded {
             true => "SPUBLISH",
             false => "PUBLISH",
         };
         let mut call = cmd("EVALSHA");
-        call.arg(&self.sha).arg(1).arg(format!("{prefix}nodes"));
+        call.arg(&self.sha).arg(1 + u8::from(states));
+        call.arg(format!("{prefix}nodes"));
+        if states {
+            call.arg(format!("{prefix}{FACTS}"));
+        }
         call.arg(prefix).arg(publish).arg(node).arg(session);
         call
     }

@@ -1,6 +1,8 @@
 -- In front of every script. ARGV[1] the prefix of the partition's keys, ARGV[2] how to publish
 -- ('SPUBLISH' where topics are sharded), ARGV[3] the node that the change is of, ARGV[4] its
 -- session. KEYS[1] is the partition's registry of sessions; the other keys share its slot.
+-- KEYS[2], where webhooks are sent, is the partition's stream of facts: f a line of JSON, as
+-- src/webhooks/journal.rs reads it.
 --
 --   nodes            hash  node -> session
 --   version          grows with every change
@@ -22,6 +24,19 @@ end
 
 local function next_version()
   return redis.call('INCR', P .. 'version')
+end
+
+local FACTS_MAX = 100000
+
+-- Tells the application of a change, in the step that makes it.
+local function state(fact, app, name, user)
+  if not KEYS[2] or string.sub(name, 1, 1) == '#' then return end
+  local time = redis.call('TIME')
+  local line = cjson.encode({
+    serial = 0, fact = fact, app = app, channel = name, user_id = user,
+    at_ms = time[1] * 1000 + math.floor(time[2] / 1000),
+  })
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', FACTS_MAX, '*', 'f', line)
 end
 
 local function field(text)
@@ -66,7 +81,10 @@ local function connect(app, name, delta)
   end
   add(P .. 'held:' .. NODE, app .. ':' .. name, delta)
   local now = add(P .. 'channels:' .. app, name, delta)
-  return now, delta > 0 and now == delta, delta < 0 and now <= 0
+  local came, went = delta > 0 and now == delta, delta < 0 and now <= 0
+  if came then state('channel_occupied', app, name) end
+  if went then state('channel_vacated', app, name) end
+  return now, came, went
 end
 
 -- Adds to the nodes that a user is on. Tells the channel of a new or gone user, and whether it did.
@@ -83,6 +101,8 @@ local function enter(app, name, user, info, delta, except)
   elseif removed then
     redis.call('HDEL', P .. 'info:' .. channel, user)
   end
+  if added then state('member_added', app, name, user) end
+  if removed then state('member_removed', app, name, user) end
   if added or removed then
     local users = redis.call('HLEN', P .. 'users:' .. channel)
     local version = next_version()

@@ -54,7 +54,7 @@ fn start_redis(
         "test".to_owned(),
         hub.clone(),
         ids.clone(),
-        sink,
+        Facts::Here(sink),
     ))
 }
 

@@ -5,7 +5,6 @@
 //! events and a delivery is on disk before it is first sent. The command `raptor webhooks` reads
 //! and marks the same database from another process.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +13,13 @@ use bytes::Bytes;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
 use tokio::sync::{mpsc, oneshot};
 
-use super::settings::Settings;
-use super::settle::Subject;
+use super::{
+    Attempt, Delivery, EndpointId, Entry, Event, Kept, Lost, Position, Resumed, State, Store,
+    StoreError,
+};
 use crate::model::{AppId, ChannelId, ChannelName};
+use crate::webhooks::settings::Settings;
+use crate::webhooks::settle::{Subject, Told};
 
 /// Writers that may wait for the database.
 const TASKS_MAX: usize = 1_024;
@@ -89,120 +92,12 @@ CREATE TABLE IF NOT EXISTS attempts (
 CREATE INDEX IF NOT EXISTS attempts_of_delivery ON attempts (delivery);
 ";
 
-/// An event in the log.
-#[derive(Clone, PartialEq, Debug)]
-pub(super) struct Event {
-    /// Grows along the log.
-    pub seq: u64,
-    pub channel: Arc<str>,
-    pub name: String,
-    /// Milliseconds since 1970.
-    pub at_ms: u64,
-    /// As it stands in a body.
-    pub json: Arc<str>,
-}
-
-/// What becomes an event in the log, and what an application then believes.
-#[derive(Clone, Debug)]
-pub(super) struct Entry {
-    pub app: AppId,
-    pub channel: Arc<str>,
-    pub name: &'static str,
-    /// Absent if no endpoint wants it.
-    pub json: Option<String>,
-    pub told: Option<(Subject, bool)>,
-}
-
-/// One request, the same at each attempt.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Delivery {
-    /// 32 hex digits.
-    pub id: String,
-    pub endpoint: EndpointId,
-    pub state: State,
-    /// Milliseconds since 1970; the body's `time_ms`.
-    pub created_ms: u64,
-    /// No attempt begins after it, but for the first.
-    pub expires_ms: u64,
-    /// Of its events in the log.
-    pub seqs: Vec<u64>,
-    /// Each once.
-    pub channels: Vec<Arc<str>>,
-    /// The app key whose secret has signed the body.
-    pub key: String,
-    pub signature: String,
-    /// Absent where it was not kept.
-    pub body: Option<Bytes>,
-    /// Whether it was over before. It then holds up no other delivery.
-    pub is_replay: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct EndpointId(i64);
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum State {
-    /// Being sent, or waiting to be sent again.
-    Pending,
-    Delivered,
-    /// A dead letter.
-    Dead,
-    /// To be sent again though it was over.
-    Replay,
-}
-
-#[derive(Clone, PartialEq, Debug)]
-pub struct Attempt {
-    pub at_ms: u64,
-    pub took_ms: u64,
-    /// Of the answer, if there was one.
-    pub status: Option<u16>,
-    /// What went wrong, if it was not the status.
-    pub error: Option<String>,
-}
-
-/// Where an endpoint was when the process ended.
-#[derive(Debug)]
-pub(super) struct Resumed {
-    /// Every event up to here is over.
-    pub cursor: u64,
-    /// Events behind the cursor that are over or in `pending`.
-    pub taken: Vec<u64>,
-    pub pending: Vec<Delivery>,
-}
-
-/// What has been thrown away because the store was full.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub(super) struct Lost {
-    pub dead_letters: usize,
-    pub events: usize,
-}
-
-#[derive(Clone, Debug)]
-pub struct StoreError(Arc<str>);
-
-impl std::error::Error for StoreError {}
-
-impl fmt::Display for StoreError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl From<rusqlite::Error> for StoreError {
-    fn from(error: rusqlite::Error) -> Self {
-        Self(error.to_string().into())
-    }
-}
-
-/// The store of the running server. Every write is over, and safe from the end of the process,
-/// when its future is.
 #[derive(Clone)]
-pub(super) struct Store {
+pub(in crate::webhooks) struct Local {
     tasks: mpsc::Sender<Box<dyn Task>>,
 }
 
-impl Store {
+impl Local {
     pub fn open(settings: &Settings) -> Result<Self, StoreError> {
         let (owner, database) = match &settings.dir {
             Some(dir) => {
@@ -239,8 +134,27 @@ impl Store {
         Ok(Self { tasks })
     }
 
-    /// Those whom applications believe present.
-    pub async fn told(&self) -> Result<Vec<Subject>, StoreError> {
+    fn run<'a, T: Send + 'static>(
+        &'a self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Kept<'a, T> {
+        let (reply, answer) = oneshot::channel();
+        let task = Work {
+            work: Some(work),
+            outcome: None,
+            reply,
+        };
+        let ended = || StoreError("the store has ended".into());
+        Box::pin(async move {
+            let sent = self.tasks.send(Box::new(task)).await;
+            sent.map_err(|_| ended())?;
+            answer.await.map_err(|_| ended())?
+        })
+    }
+}
+
+impl Store for Local {
+    fn told(&self) -> Kept<'_, Vec<(Subject, Option<Duration>)>> {
         self.run(|db| {
             let mut query = db.prepare("SELECT app, channel, is_user, user_id FROM told")?;
             let rows = query.query_map([], |row| {
@@ -253,43 +167,37 @@ impl Store {
                 }))
             })?;
             let rows: Result<Vec<_>, _> = rows.collect();
-            Ok(rows?.into_iter().flatten().collect())
+            let present = rows?.into_iter().flatten();
+            // Nobody is there when this is asked: the time since they left does not matter.
+            Ok(present.map(|subject| (subject, None)).collect())
         })
-        .await
     }
 
-    /// The number of the first fact that is not yet among the events.
-    pub async fn committed(&self) -> Result<u64, StoreError> {
+    fn position(&self) -> Kept<'_, Position> {
         self.run(|db| {
-            db.query_row("SELECT committed FROM journal", [], |row| {
-                row.get::<_, i64>(0).map(|serial| serial as u64)
-            })
+            let committed: i64 =
+                db.query_row("SELECT committed FROM journal", [], |row| row.get(0))?;
+            Ok(vec![(0, committed.to_string())])
         })
-        .await
     }
 
-    /// Adds events to the log. They are all that came of the facts before number `committed`.
-    pub async fn append(
-        &self,
-        entries: Arc<Vec<Entry>>,
-        at_ms: u64,
-        committed: u64,
-    ) -> Result<(), StoreError> {
+    fn append(&self, entries: Arc<Vec<Entry>>, at_ms: u64, position: Position) -> Kept<'_, ()> {
         self.run(move |db| {
+            let committed = position.first().and_then(|(_, text)| text.parse().ok());
             db.prepare_cached("UPDATE journal SET committed = ?")?
-                .execute([committed as i64])?;
+                .execute([committed.unwrap_or(0_i64)])?;
             let mut insert = db.prepare_cached(
                 "INSERT INTO events (app, channel, name, at_ms, json) VALUES (?, ?, ?, ?, ?)",
             )?;
             for entry in entries.iter() {
                 let app = entry.app.as_str();
-                if let Some((subject, is_present)) = &entry.told {
-                    let sql = match is_present {
-                        true => {
+                if let Some((subject, told)) = &entry.told {
+                    let sql = match told {
+                        Told::Present | Told::Leaving => {
                             "INSERT OR IGNORE INTO told (app, channel, is_user, user_id) \
                              VALUES (?, ?, ?, ?)"
                         }
-                        false => {
+                        Told::Gone => {
                             "DELETE FROM told \
                              WHERE app = ? AND channel = ? AND is_user = ? AND user_id = ?"
                         }
@@ -308,15 +216,9 @@ impl Store {
             }
             Ok(())
         })
-        .await
     }
 
-    /// The ids of an app's endpoints, given by app and name. One that was not active begins at the
-    /// end of the log; what is on its way to one that is not given is dead.
-    pub async fn activate(
-        &self,
-        endpoints: Vec<(AppId, String)>,
-    ) -> Result<Vec<EndpointId>, StoreError> {
+    fn activate(&self, endpoints: Vec<(AppId, String)>) -> Kept<'_, Vec<EndpointId>> {
         self.run(move |db| {
             const END: &str = "ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'events'), 0)";
             db.execute_batch("UPDATE endpoints SET is_active = is_active * 2")?;
@@ -339,10 +241,9 @@ impl Store {
             )?;
             Ok(ids)
         })
-        .await
     }
 
-    pub async fn resume(&self, endpoint: EndpointId) -> Result<Resumed, StoreError> {
+    fn resume(&self, endpoint: EndpointId) -> Kept<'_, Resumed> {
         self.run(move |db| {
             let cursor: i64 = db.query_row(
                 "SELECT cursor FROM endpoints WHERE id = ?",
@@ -368,16 +269,9 @@ impl Store {
                 pending,
             })
         })
-        .await
     }
 
-    /// Up to `events_max` events of the app behind `seq`.
-    pub async fn read(
-        &self,
-        app: &AppId,
-        seq: u64,
-        events_max: usize,
-    ) -> Result<Vec<Event>, StoreError> {
+    fn read<'a>(&'a self, app: &AppId, seq: u64, events_max: usize) -> Kept<'a, Vec<Event>> {
         let app = app.to_string();
         self.run(move |db| {
             let mut query = db.prepare_cached(
@@ -396,11 +290,9 @@ impl Store {
             })?;
             rows.collect()
         })
-        .await
     }
 
-    /// Notes deliveries before their first attempt, or dead letters that had none.
-    pub async fn begin(&self, begun: Arc<Vec<Delivery>>) -> Result<(), StoreError> {
+    fn begin(&self, begun: Arc<Vec<Delivery>>) -> Kept<'_, ()> {
         self.run(move |db| {
             let mut insert = db.prepare_cached(
                 "INSERT INTO deliveries (id, endpoint, state, created_ms, expires_ms, last_seq, \
@@ -424,17 +316,15 @@ impl Store {
             }
             Ok(())
         })
-        .await
     }
 
-    /// Notes an attempt and what the delivery is after it.
-    pub async fn attempted(
-        &self,
+    fn attempted<'a>(
+        &'a self,
         id: &str,
         attempt: Attempt,
         state: State,
         keep_body: bool,
-    ) -> Result<(), StoreError> {
+    ) -> Kept<'a, ()> {
         let id = id.to_owned();
         self.run(move |db| {
             db.prepare_cached(
@@ -457,25 +347,17 @@ impl Store {
             }
             Ok(())
         })
-        .await
     }
 
-    /// Every event up to `cursor` is over for the endpoint.
-    pub async fn advance(&self, endpoint: EndpointId, cursor: u64) -> Result<(), StoreError> {
+    fn advance(&self, endpoint: EndpointId, cursor: u64) -> Kept<'_, ()> {
         self.run(move |db| {
             db.prepare_cached("UPDATE endpoints SET cursor = ? WHERE id = ?")?
                 .execute(params![cursor as i64, endpoint.0])?;
             Ok(())
         })
-        .await
     }
 
-    /// What somebody asked to be sent again.
-    pub async fn replays(
-        &self,
-        endpoint: EndpointId,
-        deliveries_max: usize,
-    ) -> Result<Vec<Delivery>, StoreError> {
+    fn replays(&self, endpoint: EndpointId, deliveries_max: usize) -> Kept<'_, Vec<Delivery>> {
         self.run(move |db| {
             deliveries(
                 db,
@@ -483,11 +365,9 @@ impl Store {
                 params![endpoint.0, deliveries_max as i64],
             )
         })
-        .await
     }
 
-    /// Puts a replayed delivery with a time and a signature of today in the place of the old one.
-    pub async fn renew(&self, delivery: Delivery) -> Result<(), StoreError> {
+    fn renew(&self, delivery: Delivery) -> Kept<'_, ()> {
         self.run(move |db| {
             db.execute(
                 "UPDATE deliveries SET state = 'pending', is_replay = 1, created_ms = ?, expires_ms = ?, \
@@ -503,16 +383,13 @@ impl Store {
             )?;
             Ok(())
         })
-        .await
     }
 
-    /// Deletes what nobody needs, and what no longer fits.
-    pub async fn tidy(&self, bytes_max: usize) -> Result<Lost, StoreError> {
-        self.run(move |db| tidy(db, bytes_max)).await
+    fn tidy(&self, bytes_max: usize) -> Kept<'_, Lost> {
+        self.run(move |db| tidy(db, bytes_max))
     }
 
-    /// Deliveries and events that are not over.
-    pub async fn unfinished(&self) -> Result<usize, StoreError> {
+    fn unfinished(&self) -> Kept<'_, usize> {
         self.run(|db| {
             db.query_row(
                 "SELECT (SELECT count(*) FROM deliveries WHERE state = 'pending') + \
@@ -522,23 +399,12 @@ impl Store {
                 |row| row.get::<_, i64>(0).map(|count| count as usize),
             )
         })
-        .await
     }
+}
 
-    async fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let (reply, answer) = oneshot::channel();
-        let task = Work {
-            work: Some(work),
-            outcome: None,
-            reply,
-        };
-        let ended = || StoreError("the store has ended".into());
-        let sent = self.tasks.send(Box::new(task)).await;
-        sent.map_err(|_| ended())?;
-        answer.await.map_err(|_| ended())?
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self(error.to_string().into())
     }
 }
 
@@ -574,7 +440,7 @@ where
     }
 }
 
-/// Ends when the last [`Store`] has gone.
+/// Ends when the last [`Local`] has gone.
 fn work(mut db: Connection, mut waiting: mpsc::Receiver<Box<dyn Task>>) {
     while let Some(first) = waiting.blocking_recv() {
         let mut group = vec![first];
@@ -706,26 +572,6 @@ fn json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).expect("numbers and strings are JSON")
 }
 
-impl State {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Delivered => "delivered",
-            Self::Dead => "dead",
-            Self::Replay => "replay",
-        }
-    }
-
-    fn named(name: &str) -> Self {
-        match name {
-            "pending" => Self::Pending,
-            "delivered" => Self::Delivered,
-            "replay" => Self::Replay,
-            _ => Self::Dead,
-        }
-    }
-}
-
 /// The store of a directory, beside a running server or after it.
 pub struct Archive {
     db: Connection,
@@ -830,8 +676,8 @@ mod tests {
     }
 
     /// A store in memory with one endpoint of app 1.
-    async fn store() -> (Store, EndpointId) {
-        let store = Store::open(&settings(0)).unwrap();
+    async fn store() -> (Local, EndpointId) {
+        let store = Local::open(&settings(0)).unwrap();
         let ids = store.activate(vec![named("hook")]).await.unwrap();
         (store, ids[0])
     }
@@ -852,13 +698,13 @@ mod tests {
             channel: channel.into(),
             name: "channel_occupied",
             json: Some(format!("{{{channel}}}")),
-            told: Some((subject, true)),
+            told: Some((subject, Told::Present)),
         }
     }
 
-    async fn append(store: &Store, channels: &[&str]) {
+    async fn append(store: &Local, channels: &[&str]) {
         let entries = channels.iter().map(|channel| occupied(channel)).collect();
-        store.append(Arc::new(entries), 5, 0).await.unwrap();
+        store.append(Arc::new(entries), 5, vec![]).await.unwrap();
     }
 
     fn delivery(endpoint: EndpointId, id: &str, state: State, seqs: &[u64]) -> Delivery {
@@ -877,7 +723,7 @@ mod tests {
         }
     }
 
-    async fn begin(store: &Store, deliveries: Vec<Delivery>) {
+    async fn begin(store: &Local, deliveries: Vec<Delivery>) {
         store.begin(Arc::new(deliveries)).await.unwrap();
     }
 
@@ -917,12 +763,19 @@ mod tests {
         append(&store, &["a", "b"]).await;
         let mut gone = occupied("a");
         gone.json = None;
-        gone.told = gone.told.map(|(subject, _)| (subject, false));
-        store.append(Arc::new(vec![gone]), 5, 7).await.unwrap();
+        gone.told = gone.told.map(|(subject, _)| (subject, Told::Gone));
+        let position = vec![(0, "7".to_owned())];
+        store
+            .append(Arc::new(vec![gone]), 5, position)
+            .await
+            .unwrap();
         let told = store.told().await.unwrap();
-        let names: Vec<_> = told.iter().map(|told| told.channel.name.as_str()).collect();
+        let names: Vec<_> = told
+            .iter()
+            .map(|(told, _)| told.channel.name.as_str())
+            .collect();
         assert_eq!(names, ["b"]);
-        assert_eq!(store.committed().await.unwrap(), 7);
+        assert_eq!(store.position().await.unwrap(), [(0, "7".to_owned())]);
         assert_eq!(store.read(&AppId::new("1"), 0, 10).await.unwrap().len(), 2);
     }
 

@@ -1,0 +1,6 @@
+// The scenario with pusher-js 8.6 over each fallback transport alone, in a page of another origin, so that every request needs a preflight. Each
+// version has a browser of its own: Chromium holds back the requests of pages in the background.
+
+import { scenarioInPage } from '../support/in-page.js';
+
+for (const transport of ['xhr_streaming', 'xhr_polling']) scenarioInPage('8.6', { transports: [transport] });

@@ -1,0 +1,421 @@
+//! Sessions of clients that come over HTTP (`pusher.md` 7.6): what the client chose the name of,
+//! and the [`Connection`] behind it, which knows nothing of how its messages travel.
+//!
+//! ```text
+//!             Unnamed ──first message (SockJS)──► Named ──close──► Over ──5 s──► (gone)
+//!  (nothing) ──first request (pusher-js)────────►   │
+//!                                                   └──client gone for 2 s or 3 s──► (gone)
+//! ```
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+use super::connection::Connection;
+use super::inbox::{Inbox, Next};
+use super::stats::Stats;
+use super::{Front, close};
+use crate::hub::{Frame, Outbox};
+use crate::transport::session::{
+    Carrier, Earlier, Parted, Session, Sessions, TooManySessions, Vehicle,
+};
+use crate::transport::websocket::{Close, Conversation};
+use crate::wire::{pusher, sockjs};
+
+/// How often sessions are looked through for those whose time is over.
+const SWEEP: Duration = Duration::from_secs(1);
+/// How long a client may take from the end of one answer to its next request.
+const NEXT_REQUEST_WITHIN: Duration = Duration::from_secs(3);
+/// The same where the answer was cut off. pusher-js then comes with another session; only what
+/// repeats requests unasked may come with this one.
+const REPETITION_WITHIN: Duration = Duration::from_secs(2);
+/// How long a session that is over keeps saying so.
+const OVER_FOR: Duration = Duration::from_secs(5);
+/// How long a client of SockJS may take to say which app it wants.
+const NAMED_WITHIN: Duration = Duration::from_secs(10);
+/// No stream is quiet for longer than twice this: proxies cut it after 30 s and more.
+const BEAT: Duration = Duration::from_secs(12);
+/// A poll is held for so long, for the same reason.
+pub const HOLD: Duration = Duration::from_secs(25);
+/// From so many requests of one session on they are answered when their messages are taken.
+const UNANSWERED_MAX: usize = 64;
+/// Sessions without requests take no file descriptor; this bounds them.
+const SESSIONS_MAX: usize = 100_000;
+
+pub type ClientSession = Arc<Session<Client>>;
+
+/// The HTTP side of the Pusher front end.
+pub struct Fallback {
+    pub front: Arc<Front>,
+    pub sessions: Sessions<Client>,
+    pub stats: Stats,
+}
+
+/// What stands behind a session.
+pub struct Client {
+    /// One message at a time.
+    talk: tokio::sync::Mutex<Talk>,
+    /// How it was closed, and when.
+    over: OnceLock<(Close, Instant)>,
+    requests: Mutex<Requests>,
+    /// Something is in the inbox.
+    arrived: Notify,
+}
+
+/// Makes the connection that a client of SockJS asks for.
+pub type Opening = Box<dyn FnOnce(&str) -> Result<Connection, Close> + Send>;
+
+pub enum Talk {
+    /// By when it has to tell which app it wants.
+    Unnamed(Option<Opening>, Instant),
+    Named(Box<Connection>),
+    Over,
+}
+
+#[derive(Default)]
+struct Requests {
+    inbox: Inbox,
+    /// The number of the newest request that receives.
+    receiving: Option<u64>,
+    /// It has received the opening frame.
+    is_open: bool,
+}
+
+/// A request that receives.
+pub enum Receiving {
+    /// `opens`: the client has yet to be told that its session is open.
+    Carrier {
+        carrier: Carrier<Client>,
+        opens: bool,
+    },
+    /// Another request has its place.
+    Refused,
+}
+
+/// What there is for a client.
+pub enum Taken {
+    Messages,
+    /// The last thing to say.
+    Close(Close),
+    /// Another request took the place of this one.
+    Superseded,
+}
+
+impl Fallback {
+    pub fn start(front: Arc<Front>) -> Arc<Self> {
+        let fallback = Arc::new(Self {
+            front,
+            sessions: Sessions::new(SESSIONS_MAX),
+            stats: Stats::default(),
+        });
+        tokio::spawn(sweep(Arc::downgrade(&fallback)));
+        fallback
+    }
+
+    /// The session of this id, or a new one with what `open` makes. `Err` says how the client is
+    /// turned away.
+    pub fn find_or_open(
+        &self,
+        id: &str,
+        open: impl FnOnce(&Arc<Outbox>) -> Result<Talk, Close>,
+    ) -> Result<ClientSession, Close> {
+        let found = self.sessions.find_or_open(id, NEXT_REQUEST_WITHIN, || {
+            let outbox = Arc::new(Outbox::new(self.front.outbox_bytes_max));
+            let talk = open(&outbox).map_err(Turned::Away)?;
+            Ok((outbox, Client::new(talk)))
+        });
+        found.map_err(|turned| match turned {
+            Turned::Away(close) => close,
+            Turned::NoRoom => close::close(close::OVER_CAPACITY),
+        })
+    }
+
+    /// Attaches a request that receives. One that repeats the request before it, because that
+    /// got no answer, is answered instead of it; but nothing drives out a request that lives.
+    pub async fn receive(
+        &self,
+        session: &ClientSession,
+        number: Option<u64>,
+        vehicle: Vehicle,
+    ) -> Receiving {
+        const LOOK_EVERY: Duration = Duration::from_millis(50);
+        const LOOKS: usize = 20;
+        session.touch();
+        for _ in 0..LOOKS {
+            if let Some(receiving) = session.client.receive(session, number, vehicle) {
+                return receiving;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Receiving::Refused
+    }
+
+    /// Takes what a client sends. Returns before it is done, unless much is waiting: a browser has
+    /// few connections, and the request that this one waits for needs one of them.
+    pub async fn send(&self, session: &ClientSession, number: Option<u64>, messages: Vec<String>) {
+        session.touch();
+        let client = &session.client;
+        let are_many_waiting = {
+            let mut requests = client.requests();
+            if number.is_some_and(|number| requests.inbox.has_seen(number, Instant::now())) {
+                return;
+            }
+            // It answers what it received; an empty array is how it answers a heartbeat.
+            if !std::mem::replace(&mut requests.is_open, true) || messages.is_empty() {
+                session.stream_arrives();
+            }
+            requests.inbox.put(number, messages);
+            requests.inbox.waiting() > UNANSWERED_MAX
+        };
+        client.arrived.notify_one();
+        let session = session.clone();
+        let bytes_max = self.front.websocket.inbound_message_bytes_max;
+        let taken = tokio::spawn(async move { session.client.take_in(&session, bytes_max).await });
+        if are_many_waiting {
+            // It does not panic, and nobody stops it.
+            let _ = taken.await;
+        }
+    }
+
+    /// Ends a session with a close; the client is told when it asks next.
+    pub fn close(session: &ClientSession, close: Close) {
+        if session.client.end_with(session, close) {
+            let session = session.clone();
+            tokio::spawn(async move { *session.client.talk.lock().await = Talk::Over });
+        }
+    }
+
+    /// Waits for something to tell the client, of which as much as is enough is moved to `batch`.
+    pub fn poll_take(
+        carrier: &Carrier<Client>,
+        cx: &mut Context<'_>,
+        batch: &mut VecDeque<Frame>,
+        is_enough: impl FnMut(&Frame) -> bool,
+    ) -> Poll<Taken> {
+        let session = &carrier.session;
+        match carrier.poll_take_until(cx, batch, is_enough) {
+            Poll::Ready(Ok(())) => Poll::Ready(Taken::Messages),
+            Poll::Ready(Err(Parted::Superseded)) => Poll::Ready(Taken::Superseded),
+            Poll::Ready(Err(Parted::Ended)) => Poll::Ready(Taken::Close(
+                (session.client.over()).unwrap_or_else(|| close::close(close::NO_PONG)),
+            )),
+            Poll::Ready(Err(Parted::Closed(why))) => {
+                Self::close(session, close::of_outbox(why));
+                let said = session.client.over();
+                Poll::Ready(Taken::Close(said.unwrap_or_else(|| close::of_outbox(why))))
+            }
+            // Looked at last: what waits is told first, and whoever closes wakes.
+            Poll::Pending => match session.client.over() {
+                Some(close) => Poll::Ready(Taken::Close(close)),
+                None => Poll::Pending,
+            },
+        }
+    }
+
+    /// How often a stream sees to it that it is not quiet.
+    pub fn beat(&self) -> Duration {
+        BEAT.min(self.front.websocket.ping_after / 4)
+    }
+
+    /// Whether the client has to show that it is there.
+    pub fn is_to_be_asked(&self, session: &ClientSession) -> bool {
+        Instant::now() >= session.heard_at() + self.front.websocket.ping_after
+    }
+
+    fn sweep(&self) {
+        let now = Instant::now();
+        for session in self.sessions.all() {
+            self.look_after(&session, now);
+        }
+    }
+
+    fn look_after(&self, session: &ClientSession, now: Instant) {
+        let idle = session.idle();
+        let patience = match idle {
+            Some(idle) if idle.answered => NEXT_REQUEST_WITHIN,
+            _ => REPETITION_WITHIN,
+        };
+        let is_gone = idle.is_some_and(|idle| now >= idle.since + patience);
+        let was_told = (session.client.over.get()).is_some_and(|(_, at)| now >= *at + OVER_FOR);
+        if is_gone || was_told && idle.is_some() {
+            self.sessions.end(session);
+            return;
+        }
+        if let Some(why) = session.outbox.closing() {
+            return Self::close(session, close::of_outbox(why));
+        }
+        let settings = &self.front.websocket;
+        let silence = settings.ping_after + self.beat() + settings.pong_within;
+        if session.carried_by() == Some(Vehicle::Stream) && now >= session.heard_at() + silence {
+            return Self::close(session, close::close(close::NO_PONG));
+        }
+        // Whoever is just talking is looked at the next time.
+        if let Ok(mut talk) = session.client.talk.try_lock()
+            && let Err(close) = talk.on_time(now)
+        {
+            drop(talk);
+            Self::close(session, close);
+        }
+    }
+}
+
+enum Turned {
+    Away(Close),
+    NoRoom,
+}
+
+impl From<TooManySessions> for Turned {
+    fn from(_: TooManySessions) -> Self {
+        Self::NoRoom
+    }
+}
+
+impl Client {
+    fn new(talk: Talk) -> Self {
+        Self {
+            talk: tokio::sync::Mutex::new(talk),
+            over: OnceLock::new(),
+            requests: Mutex::default(),
+            arrived: Notify::new(),
+        }
+    }
+
+    /// How it was closed.
+    pub fn over(&self) -> Option<Close> {
+        self.over.get().map(|(close, _)| close.clone())
+    }
+
+    /// A preflight says that messages are about to come.
+    pub fn announce(&self, number: u64) {
+        self.requests().inbox.announce(number, Instant::now());
+    }
+
+    /// `None` while it may turn out that this repeats a request that is dead.
+    fn receive(
+        &self,
+        session: &ClientSession,
+        number: Option<u64>,
+        vehicle: Vehicle,
+    ) -> Option<Receiving> {
+        let mut requests = self.requests();
+        let before = requests.receiving;
+        let earlier = match (number, before) {
+            (Some(number), Some(before)) if number < before => return Some(Receiving::Refused),
+            (Some(number), Some(before)) if number == before => {
+                if session.carried_by().is_some() {
+                    return None;
+                }
+                Earlier::Lost
+            }
+            (Some(_), Some(_)) => Earlier::Received,
+            (Some(_), None) => Earlier::Lost,
+            (None, _) => Earlier::Unknown,
+        };
+        if let Some(number) = number {
+            requests.inbox.has_seen(number, Instant::now());
+            requests.receiving = Some(number);
+        }
+        // It would not ask for more if it had not been told that there is a session.
+        requests.is_open |= earlier == Earlier::Received;
+        let opens = !requests.is_open;
+        requests.is_open |= earlier == Earlier::Unknown;
+        let carrier = session.attach_after(earlier, vehicle);
+        Some(Receiving::Carrier { carrier, opens })
+    }
+
+    /// Takes what is in the inbox, in its order, and whatever comes meanwhile.
+    async fn take_in(&self, session: &ClientSession, message_bytes_max: usize) {
+        let mut talk = self.talk.lock().await;
+        loop {
+            let next = self.requests().inbox.take(Instant::now());
+            match next {
+                Next::Messages(messages) => {
+                    let taken = talk.take_in(session, messages, message_bytes_max).await;
+                    if let Err(close) = taken {
+                        *talk = Talk::Over;
+                        self.end_with(session, close);
+                    }
+                }
+                Next::Wait(until) => {
+                    tokio::select! {
+                        () = self.arrived.notified() => {}
+                        () = sleep_until(until) => {}
+                    }
+                }
+                Next::Nothing => return,
+            }
+        }
+    }
+
+    /// Whether it was not over before.
+    fn end_with(&self, session: &ClientSession, close: Close) -> bool {
+        let is_new = self.over.set((close, Instant::now())).is_ok();
+        session.outbox.wake();
+        is_new
+    }
+
+    fn requests(&self) -> MutexGuard<'_, Requests> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Talk {
+    /// For a client that has to say which app it wants.
+    pub fn unnamed(opening: Opening) -> Self {
+        Self::Unnamed(Some(opening), Instant::now() + NAMED_WITHIN)
+    }
+
+    async fn take_in(
+        &mut self,
+        session: &ClientSession,
+        messages: Vec<String>,
+        message_bytes_max: usize,
+    ) -> Result<(), Close> {
+        // Asks whether we are there, as `pusher:ping` does over a WebSocket (7.5).
+        if let (Self::Named(_), true) = (&self, messages.is_empty()) {
+            let pong = sockjs::quoted(&pusher::pong());
+            session.outbox.push(pong.into());
+        }
+        for message in messages {
+            if message.len() > message_bytes_max {
+                return Err(Close::plain(1009, "Message too large"));
+            }
+            match self {
+                Self::Named(connection) => connection.on_text(&message).await?,
+                Self::Unnamed(opening, _) => {
+                    let Some(open) = opening.take() else { continue };
+                    *self = Self::Named(Box::new(open(&message)?));
+                }
+                Self::Over => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    fn on_time(&mut self, now: Instant) -> Result<(), Close> {
+        match self {
+            Self::Named(connection) if connection.deadline().is_some_and(|due| due <= now) => {
+                connection.on_deadline()
+            }
+            Self::Unnamed(_, due) if *due <= now => {
+                Err(close::close(close::NOT_AUTHORIZED_IN_TIME))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Ends with its front end.
+async fn sweep(fallback: Weak<Fallback>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        match fallback.upgrade() {
+            Some(fallback) => fallback.sweep(),
+            None => return,
+        }
+    }
+}

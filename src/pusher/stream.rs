@@ -1,0 +1,257 @@
+//! Answers that bring a session's frames: one that ends with the first of them, and one that goes
+//! on (`pusher.md` 7.3, 7.6).
+//!
+//! No answer is longer than the client reads of it. pusher-js gives up an answer when it has read
+//! a whole line and more than 256 KiB; what would follow that line would be lost. So we end it
+//! there ourselves, and pusher-js asks for the next, which says that all of it has arrived.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::Stream;
+use tokio::time::{Interval, interval, timeout};
+use warp::reply::{Reply, Response};
+
+use super::sessions::{Client, Fallback, HOLD, Taken};
+use crate::hub::Frame;
+use crate::transport::receipt::{self, Receipts};
+use crate::transport::session::Carrier;
+use crate::transport::websocket::Close;
+use crate::wire::sockjs::{self, Framing, HEARTBEAT, NOTHING, OPEN};
+
+/// What SockJS says to a request in whose place another has come (7.6).
+pub const ANOTHER_CONNECTION: (u16, &str) = (2010, "Another connection still open");
+
+/// An answer to be written.
+pub struct Answer {
+    pub carrier: Carrier<Client>,
+    /// Begins with the opening frame.
+    pub opens: bool,
+    pub framing: Framing,
+    /// In units of UTF-16: it ends with the frame that takes it past so many.
+    pub units_max: usize,
+    pub receipts: Receipts,
+}
+
+impl Answer {
+    /// Waits for something to say, but not for ever. An opening frame travels alone where an
+    /// answer has room for one frame only.
+    pub async fn poll(self) -> Response {
+        let has_one_frame = matches!(self.framing, Framing::Callback(_));
+        let opening = match self.opens {
+            true => self.framing.wrap(OPEN),
+            false => String::new(),
+        };
+        if self.opens && has_one_frame {
+            return self.answered(opening);
+        }
+        let measure = Measure {
+            used: sockjs::units(&opening),
+            units_max: self.units_max,
+        };
+        let mut batch = VecDeque::new();
+        let taken = poll_fn(|cx| {
+            let mut is_enough = measure.is_enough();
+            Fallback::poll_take(&self.carrier, cx, &mut batch, |frame| is_enough(frame))
+        });
+        let frames = match timeout(HOLD, taken).await {
+            Ok(Taken::Messages) => self.framing.wrap(&array(&batch)),
+            Ok(Taken::Close(close)) if has_one_frame => {
+                self.framing.wrap(&sockjs::close(close.code, &close.reason))
+            }
+            Ok(Taken::Close(close)) => farewell(&self.framing, &close),
+            Ok(Taken::Superseded) => superseded(&self.framing),
+            Err(_) => self.framing.wrap(HEARTBEAT),
+        };
+        self.answered(opening + &frames)
+    }
+
+    fn answered(self, body: String) -> Response {
+        let carrier = self.carrier;
+        receipt::answer(body.into(), &self.receipts, |receipts| {
+            receipts.when_written(move || carrier.answered());
+        })
+    }
+
+    /// Begins with `prelude` and then says whatever there is to say.
+    pub fn stream(self, prelude: &str, fallback: Arc<Fallback>) -> Response {
+        let mut head = prelude.to_owned();
+        if self.opens {
+            head.push_str(&self.framing.wrap(OPEN));
+        }
+        let mut beats = interval(fallback.beat());
+        beats.reset();
+        let body = Body {
+            measure: Measure {
+                used: sockjs::units(&head),
+                units_max: self.units_max,
+            },
+            head: Some(head.into()),
+            carrier: Arc::new(self.carrier),
+            framing: self.framing,
+            receipts: self.receipts,
+            fallback,
+            beats,
+            is_quiet: true,
+            batch: VecDeque::new(),
+            has_ended: false,
+        };
+        warp::reply::stream(body).into_response()
+    }
+}
+
+struct Body {
+    head: Option<Bytes>,
+    carrier: Arc<Carrier<Client>>,
+    framing: Framing,
+    receipts: Receipts,
+    fallback: Arc<Fallback>,
+    beats: Interval,
+    /// Nothing was written since the last beat.
+    is_quiet: bool,
+    measure: Measure,
+    /// Empty between two polls.
+    batch: VecDeque<Frame>,
+    has_ended: bool,
+}
+
+impl Stream for Body {
+    type Item = Result<Bytes, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        if this.has_ended {
+            return Poll::Ready(None);
+        }
+        if let Some(head) = this.head.take() {
+            return Poll::Ready(Some(Ok(head)));
+        }
+        let mut is_enough = this.measure.is_enough();
+        let taken = Fallback::poll_take(&this.carrier, cx, &mut this.batch, |f| is_enough(f));
+        let text = match taken {
+            Poll::Ready(Taken::Messages) => {
+                let text = this.framing.wrap(&array(&this.batch));
+                this.batch.clear();
+                text
+            }
+            Poll::Ready(Taken::Close(close)) => {
+                this.has_ended = true;
+                farewell(&this.framing, &close)
+            }
+            Poll::Ready(Taken::Superseded) => {
+                this.has_ended = true;
+                superseded(&this.framing)
+            }
+            Poll::Pending => loop {
+                if this.beats.poll_tick(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                if let Some(sign) = this.sign_of_life() {
+                    break this.framing.wrap(sign);
+                }
+                this.is_quiet = true;
+            },
+        };
+        this.is_quiet = false;
+        this.measure.used += sockjs::units(&text);
+        this.has_ended |= this.measure.is_full();
+        let (carrier, has_ended) = (this.carrier.clone(), this.has_ended);
+        this.receipts.when_written(move || {
+            if has_ended {
+                return carrier.answered();
+            }
+            carrier.written();
+            carrier.session.outbox.wake();
+        });
+        Poll::Ready(Some(Ok(text.into())))
+    }
+}
+
+impl Body {
+    /// Asks for an answer only when the client was not heard for long.
+    fn sign_of_life(&self) -> Option<&'static str> {
+        if self.fallback.is_to_be_asked(&self.carrier.session) {
+            return Some(HEARTBEAT);
+        }
+        self.is_quiet.then_some(NOTHING)
+    }
+}
+
+/// How much of an answer is used, in units of UTF-16.
+struct Measure {
+    used: usize,
+    units_max: usize,
+}
+
+impl Measure {
+    /// Tells with which message of an array the answer will be full.
+    fn is_enough(&self) -> impl FnMut(&Frame) -> bool + use<> {
+        /// `a[`, `]` and the end of the line, less the comma that the first message lacks.
+        const AROUND: usize = 3;
+        let (mut used, units_max) = (self.used + AROUND, self.units_max);
+        move |message| {
+            used += sockjs::units(message.as_str()) + 1;
+            used > units_max
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.used > self.units_max
+    }
+}
+
+fn array(batch: &VecDeque<Frame>) -> String {
+    sockjs::array(batch.iter().map(Frame::as_str))
+}
+
+/// The error event, for whoever reads only events, then the close (7.6).
+pub fn farewell(framing: &Framing, close: &Close) -> String {
+    let last_words = close.last_words.as_ref().map(|frame| {
+        let message = sockjs::quoted(frame.as_str());
+        framing.wrap(&sockjs::array(std::iter::once(message.as_str())))
+    });
+    let frame = sockjs::close(close.code, &close.reason);
+    last_words.unwrap_or_default() + &framing.wrap(&frame)
+}
+
+pub fn superseded(framing: &Framing) -> String {
+    let (code, reason) = ANOTHER_CONNECTION;
+    framing.wrap(&sockjs::close(code, reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_full_with_the_message_that_takes_it_past_its_limit() {
+        for (units_max, messages) in [
+            (9, 1),
+            (10, 1),
+            (11, 2),
+            (14, 2),
+            (15, 3),
+            (18, 3),
+            (19, 4),
+            (100, 4),
+        ] {
+            let measure = Measure { used: 4, units_max };
+            let mut is_enough = measure.is_enough();
+            let quoted = ["\"a\"", "\"é\"", "\"b\"", "\"c\""];
+            let frames = quoted.map(|text| Frame::from(text.to_owned()));
+            let taken: Vec<_> = match frames.iter().position(&mut is_enough) {
+                Some(last) => frames[..=last].to_vec(),
+                None => frames.to_vec(),
+            };
+            assert_eq!(taken.len(), messages, "{units_max}");
+            let line = Framing::Lines.wrap(&array(&taken.clone().into()));
+            let units = 4 + sockjs::units(&line);
+            assert_eq!(units > units_max, units_max < 23, "{units_max}");
+        }
+    }
+}
