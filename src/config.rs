@@ -43,6 +43,7 @@ pub struct Config {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServerSettings {
     pub listen: SocketAddr,
+    pub tls: Option<TlsSettings>,
     /// Where Prometheus reads, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
     /// Empty, or starting with a slash and not ending with one. Everything is served below it as
@@ -72,6 +73,16 @@ pub struct ServerSettings {
     pub outbox_bytes_total_max: usize,
     /// What may wait for one slow connection before 4100.
     pub outbox_bytes_max: usize,
+}
+
+/// A listener beside the plain one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TlsSettings {
+    pub listen: SocketAddr,
+    /// PEM: the certificate, then those that vouch for it.
+    pub certificate: PathBuf,
+    /// PEM.
+    pub key: PathBuf,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -114,6 +125,7 @@ impl Default for ServerSettings {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 6001)),
+            tls: None,
             metrics_listen: None,
             path_prefix: String::new(),
             activity_timeout: Duration::from_secs(120),

@@ -41,6 +41,7 @@ async fn serve(settings: Result<Written, Problem>) -> Result<(), String> {
     let cannot_listen = |error| format!("cannot listen on {}: {error}", config.server.listen);
     let cannot_start = |error| match error {
         StartError::Listen(error) => cannot_listen(error),
+        StartError::Tls(error) => error,
         StartError::Webhooks(error) => error.to_string(),
     };
     // Asked for before anybody can know of the server, so that no signal ends it unprepared.
@@ -48,6 +49,9 @@ async fn serve(settings: Result<Written, Problem>) -> Result<(), String> {
     let server = Server::start(config.clone()).await.map_err(cannot_start)?;
     let address = server.address().map_err(cannot_listen)?;
     print(cli::welcome::text(address, &config));
+    if let Some(address) = server.tls_address().map_err(cannot_listen)? {
+        print(format!("\nTLS is on https://{address}"));
+    }
     if let Some(address) = server.metrics_address().map_err(cannot_listen)? {
         print(format!("\nMetrics are at http://{address}/metrics"));
     }
@@ -98,9 +102,13 @@ fn reload_on_hangup(reloader: Reloader, logs: cli::log::Logs) -> io::Result<()> 
                 Command::Serve(settings) => read(settings),
                 _ => continue,
             };
-            match config.and_then(|config| logs.reload(&config.log).map(|()| config)) {
-                Ok(config) => {
-                    for what in reloader.reload(config) {
+            let log = config.as_ref().map(|config| config.log.clone()).ok();
+            match config.and_then(|config| reloader.reload(config)) {
+                Ok(waiting) => {
+                    if let Some(Err(error)) = log.map(|log| logs.reload(&log)) {
+                        tracing::error!("{error}");
+                    }
+                    for what in waiting {
                         tracing::warn!("{what} changed too: that takes a restart");
                     }
                     tracing::info!("the configuration is reloaded");

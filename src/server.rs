@@ -2,6 +2,7 @@
 
 mod reload;
 mod status;
+mod tls;
 
 use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
@@ -18,7 +19,7 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -37,7 +38,7 @@ use crate::model::AppId;
 use crate::model::ids::IdSource;
 use crate::transport::http::text;
 use crate::transport::peer::{Addresses, Peer, Room, Seat, TrustedProxies};
-use crate::transport::receipt::{Receipted, Receipts};
+use crate::transport::receipt::{Connection, Receipted, Receipts};
 use crate::transport::websocket::{self, is_websocket_request};
 use crate::transport::writer::Flushers;
 use crate::webhooks::{self, Webhooks};
@@ -47,6 +48,7 @@ pub use reload::Reloader;
 use reload::StartedWith;
 pub use status::Status;
 use status::StatusListener;
+use tls::Certificate;
 
 /// Facts that may wait for whoever tells the application.
 const FACTS_MAX: usize = 65_536;
@@ -58,6 +60,7 @@ const HTTP_BUFFER_BYTES: usize = 16 * 1024;
 
 pub struct Server {
     listener: TcpListener,
+    tls: Option<(TcpListener, Certificate)>,
     broker: Arc<Broker>,
     pusher: Arc<pusher::Front>,
     fallback: Arc<pusher::Fallback>,
@@ -77,6 +80,7 @@ pub struct Server {
 #[derive(Debug)]
 pub enum StartError {
     Listen(std::io::Error),
+    Tls(String),
     Webhooks(webhooks::StartError),
 }
 
@@ -118,6 +122,14 @@ impl Server {
         } = config;
         let listener = TcpListener::bind(settings.listen).await;
         let listener = listener.map_err(StartError::Listen)?;
+        let tls = match &settings.tls {
+            Some(tls) => {
+                let certificate = Certificate::load(tls).map_err(StartError::Tls)?;
+                let listener = TcpListener::bind(tls.listen).await;
+                Some((listener.map_err(StartError::Listen)?, certificate))
+            }
+            None => None,
+        };
         let status_listener = match settings.metrics_listen {
             Some(address) => {
                 let bound = StatusListener::bind(address).await;
@@ -177,7 +189,9 @@ impl Server {
             Arc::downgrade(&broker),
             settings.outbox_bytes_total_max,
         ));
+        let certificate = tls.as_ref().map(|(_, certificate)| certificate.clone());
         let reloader = Reloader {
+            certificate,
             apps: registry,
             started_with,
         };
@@ -186,6 +200,7 @@ impl Server {
             status,
             status_listener,
             listener,
+            tls,
             broker,
             fallback: pusher::Fallback::start(pusher.clone()),
             pusher,
@@ -207,6 +222,12 @@ impl Server {
 
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+
+    /// Of the listener for TLS, if there is one.
+    pub fn tls_address(&self) -> std::io::Result<Option<SocketAddr>> {
+        let listener = self.tls.as_ref().map(|(listener, _)| listener.local_addr());
+        listener.transpose()
     }
 
     /// Takes a new configuration while the server runs.
@@ -232,6 +253,7 @@ impl Server {
         }
         let Self {
             listener,
+            tls,
             broker,
             lives,
             shutdown_grace,
@@ -242,7 +264,7 @@ impl Server {
         } = self;
         status.stop();
         // First of all, so that nobody comes back to this server.
-        drop(listener);
+        drop((listener, tls));
         broker.drain(shutdown_spread).await;
         lives.stopping.cancel();
         lives.tasks.close();
@@ -264,13 +286,58 @@ impl Server {
         let (pusher, rest) = (self.pusher.clone(), self.rest.clone());
         let (fallback, bayeux) = (self.fallback.clone(), self.bayeux.clone());
         let routes = routes(pusher, fallback, rest, bayeux, self.status.clone());
+        let plain = self.accept_from(&self.listener, None, &routes);
+        match &self.tls {
+            Some((listener, certificate)) => {
+                let encrypted = self.accept_from(listener, Some(certificate), &routes);
+                tokio::join!(plain, encrypted);
+            }
+            None => plain.await,
+        }
+    }
+
+    async fn accept_from<F>(
+        &self,
+        listener: &TcpListener,
+        certificate: Option<&Certificate>,
+        routes: &F,
+    ) where
+        F: Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static,
+        F::Future: Send,
+    {
         loop {
-            match self.listener.accept().await {
+            match listener.accept().await {
                 Ok((stream, address)) => {
                     metrics::ACCEPTED.add(1);
-                    let (settings, lives) = (self.settings.clone(), self.lives.clone());
-                    let served = serve(stream, address, routes.clone(), settings, lives.stopping);
-                    lives.tasks.spawn(served);
+                    // An event is worth sending by itself; waiting for more is the outbox's
+                    // business.
+                    let _ = stream.set_nodelay(true);
+                    let (settings, stopping) = (self.settings.clone(), self.lives.stopping.clone());
+                    let routes = routes.clone();
+                    match certificate {
+                        None => {
+                            let stream = Connection::Tcp(stream);
+                            let served = serve(stream, address, routes, settings, stopping);
+                            self.lives.tasks.spawn(served);
+                        }
+                        Some(certificate) => {
+                            let acceptor = certificate.acceptor();
+                            self.lives.tasks.spawn(async move {
+                                let accepted =
+                                    timeout(settings.head_timeout, acceptor.accept(stream));
+                                match accepted.await {
+                                    Ok(Ok(stream)) => {
+                                        let stream = Connection::Tls(Box::new(stream));
+                                        serve(stream, address, routes, settings, stopping).await;
+                                    }
+                                    Ok(Err(error)) => {
+                                        tracing::debug!(%address, %error, "no TLS");
+                                    }
+                                    Err(_) => CUT_OFFS.count(CutOff::HeadTimeout),
+                                }
+                            });
+                        }
+                    }
                 }
                 Err(error) => {
                     // Usually too many open files: others have to close before the next can come.
@@ -283,7 +350,7 @@ impl Server {
 }
 
 async fn serve<F>(
-    stream: TcpStream,
+    stream: Connection,
     address: SocketAddr,
     routes: F,
     settings: HttpSettings,
@@ -292,11 +359,9 @@ async fn serve<F>(
     F: Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static,
     F::Future: Send,
 {
-    // An event is worth sending by itself; waiting for more is the outbox's business.
-    let _ = stream.set_nodelay(true);
     let direct = Peer {
         address: address.ip().to_canonical(),
-        secure: false,
+        secure: matches!(stream, Connection::Tls(_)),
     };
     let HttpSettings {
         trusted_proxies,
@@ -540,6 +605,7 @@ impl std::error::Error for StartError {}
 impl std::fmt::Display for StartError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::Tls(error) => f.write_str(error),
             Self::Listen(error) => error.fmt(f),
             Self::Webhooks(error) => error.fmt(f),
         }

@@ -12,7 +12,7 @@ use super::webhooks;
 use super::written::{Sited, Written};
 use crate::transport::peer::{Network, TrustedProxies};
 
-use super::{AuditLog, Config, LogFormat, LogSettings, ServerSettings};
+use super::{AuditLog, Config, LogFormat, LogSettings, ServerSettings, TlsSettings};
 
 impl Config {
     /// Flags and environment variables beat the file, the file beats the defaults.
@@ -69,6 +69,33 @@ fn address(reading: &Reading, text: Sited<String>) -> Option<Sited<SocketAddr>> 
     }
 }
 
+/// All three keys, or no table.
+fn tls(root: &mut Section) -> Option<TlsSettings> {
+    let site = root.site_of("tls");
+    root.table("tls", "[tls]", |table| {
+        let listen = table.text("listen");
+        let (certificate, key) = (table.text("certificate"), table.text("key"));
+        let site = site?;
+        for (name, given) in [
+            ("listen", &listen),
+            ("certificate", &certificate),
+            ("key", &key),
+        ] {
+            if given.is_none() {
+                let mend = "write listen = \"0.0.0.0:443\", certificate = \"…\" and key = \"…\"";
+                table
+                    .reading
+                    .note(&site, format!("[tls] has no `{name}`"), mend);
+            }
+        }
+        Some(TlsSettings {
+            listen: address(table.reading, listen?)?.value,
+            certificate: certificate?.value.into(),
+            key: key?.value.into(),
+        })
+    })
+}
+
 fn metrics_listen(root: &mut Section, listen: Option<&Sited<SocketAddr>>) -> Option<SocketAddr> {
     let text = root.text("metrics_listen")?;
     let address = address(root.reading, text)?;
@@ -86,6 +113,7 @@ fn server_settings(root: &mut Section, listen: Option<&Sited<SocketAddr>>) -> Se
     let default = ServerSettings::default();
     ServerSettings {
         listen: listen.map_or(default.listen, |listen| listen.value),
+        tls: tls(root),
         metrics_listen: metrics_listen(root, listen),
         path_prefix: path_prefix(root).unwrap_or(default.path_prefix),
         activity_timeout: root.duration("activity_timeout_secs", SECS, default.activity_timeout),

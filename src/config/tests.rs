@@ -108,6 +108,11 @@ fn every_key_reaches_its_place() {
         config.server,
         ServerSettings {
             listen: "[::1]:7001".parse().unwrap(),
+            tls: Some(TlsSettings {
+                listen: "[::1]:7443".parse().unwrap(),
+                certificate: "/etc/raptor/chain.pem".into(),
+                key: "/etc/raptor/key.pem".into(),
+            }),
             metrics_listen: Some("127.0.0.1:9601".parse().unwrap()),
             path_prefix: "/realtime/v1".to_owned(),
             activity_timeout: secs(60),

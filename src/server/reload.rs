@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::tls::{self, Certificate};
 use crate::apps::AppRegistry;
 use crate::config::{Config, ServerSettings};
 
@@ -9,6 +10,7 @@ use crate::config::{Config, ServerSettings};
 #[derive(Clone)]
 pub struct Reloader {
     pub(super) apps: Arc<AppRegistry>,
+    pub(super) certificate: Option<Certificate>,
     pub(super) started_with: Arc<StartedWith>,
 }
 
@@ -31,9 +33,13 @@ impl StartedWith {
 
 impl Reloader {
     /// Takes over the apps with their keys, switches, origins and limits. Connections that are
-    /// open go by them from their next message on. Returns what else is different and waits for
-    /// a restart.
-    pub fn reload(&self, config: Config) -> Vec<&'static str> {
+    /// open go by them from their next message on. New TLS connections get the certificate that
+    /// is in its file now. Returns what else is different and waits for a restart; `Err` says why
+    /// nothing was taken over.
+    pub fn reload(&self, config: Config) -> Result<Vec<&'static str>, String> {
+        if let (Some(certificate), Some(settings)) = (&self.certificate, &config.server.tls) {
+            certificate.replace(tls::load(settings)?);
+        }
         let now = StartedWith::of(&config);
         let before = &*self.started_with;
         let waiting = [
@@ -46,6 +52,6 @@ impl Reloader {
         ];
         self.apps.replace(config.apps);
         let waiting = waiting.into_iter().filter(|(differs, _)| *differs);
-        waiting.map(|(_, what)| what).collect()
+        Ok(waiting.map(|(_, what)| what).collect())
     }
 }

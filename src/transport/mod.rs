@@ -5,5 +5,6 @@ pub mod outbound;
 pub mod peer;
 pub mod receipt;
 pub mod session;
+pub mod stream;
 pub mod websocket;
 pub mod writer;

@@ -15,10 +15,12 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
+use tokio_rustls::server::TlsStream;
 use warp::http::header::{CONTENT_LENGTH, HeaderValue};
 use warp::reply::{Reply, Response};
 
 use super::peer::Seat;
+use super::stream::Stream;
 use crate::metrics::{CUT_OFFS, CutOff};
 
 type Tell = Box<dyn FnOnce() + Send>;
@@ -64,10 +66,25 @@ pub fn answer(
 /// Whoever writes to it flushes only when its own buffer is
 /// empty, as hyper does.
 pub struct Receipted {
-    stream: TcpStream,
+    stream: Connection,
     seat: Seat,
     outstanding: Outstanding,
     patience: Patience,
+}
+
+/// What HTTP is spoken over.
+pub enum Connection {
+    Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Connection {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Tcp(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        }
+    }
 }
 
 /// How long a peer may accept no byte.
@@ -80,7 +97,12 @@ struct Patience {
 struct Outstanding(Receipts);
 
 impl Receipted {
-    pub fn new(stream: TcpStream, seat: Seat, receipts: Receipts, write_timeout: Duration) -> Self {
+    pub fn new(
+        stream: Connection,
+        seat: Seat,
+        receipts: Receipts,
+        write_timeout: Duration,
+    ) -> Self {
         Self {
             stream,
             seat,
@@ -100,7 +122,7 @@ impl Receipted {
             return Ok(());
         }
         let mut byte = [MaybeUninit::uninit()];
-        match SockRef::from(&self.stream).peek(&mut byte) {
+        match SockRef::from(self.stream.tcp()).peek(&mut byte) {
             Ok(0) => Err(io::ErrorKind::BrokenPipe.into()),
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
             _ => Ok(()),
@@ -108,8 +130,15 @@ impl Receipted {
     }
 
     /// For what comes after HTTP. The connection counts for its peer as long as the seat is there.
-    pub fn into_parts(self) -> (TcpStream, Seat) {
-        (self.stream, self.seat)
+    pub fn into_parts(self) -> io::Result<(Stream, Seat)> {
+        let stream = match self.stream {
+            Connection::Tcp(tcp) => Stream::Tcp(tcp),
+            Connection::Tls(tls) => {
+                let (tcp, session) = tls.into_inner();
+                Stream::tls(tcp, session)?
+            }
+        };
+        Ok((stream, self.seat))
     }
 }
 
@@ -156,7 +185,10 @@ impl AsyncRead for Receipted {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        match &mut self.stream {
+            Connection::Tcp(s) => Pin::new(s).poll_read(cx, buf),
+            Connection::Tls(s) => Pin::new(&mut **s).poll_read(cx, buf),
+        }
     }
 }
 
@@ -167,7 +199,10 @@ impl AsyncWrite for Receipted {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.check_reader()?;
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        let written = match &mut self.stream {
+            Connection::Tcp(s) => Pin::new(s).poll_write(cx, buf),
+            Connection::Tls(s) => Pin::new(&mut **s).poll_write(cx, buf),
+        };
         self.patience.judge(cx, written)
     }
 
@@ -177,22 +212,34 @@ impl AsyncWrite for Receipted {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.check_reader()?;
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let written = match &mut self.stream {
+            Connection::Tcp(s) => Pin::new(s).poll_write_vectored(cx, bufs),
+            Connection::Tls(s) => Pin::new(&mut **s).poll_write_vectored(cx, bufs),
+        };
         self.patience.judge(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        match &self.stream {
+            Connection::Tcp(s) => s.is_write_vectored(),
+            Connection::Tls(s) => s.is_write_vectored(),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        ready!(match &mut self.stream {
+            Connection::Tcp(s) => Pin::new(s).poll_flush(cx),
+            Connection::Tls(s) => Pin::new(&mut **s).poll_flush(cx),
+        })?;
         self.outstanding.tell_all();
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        match &mut self.stream {
+            Connection::Tcp(s) => Pin::new(s).poll_shutdown(cx),
+            Connection::Tls(s) => Pin::new(&mut **s).poll_shutdown(cx),
+        }
     }
 }
 
@@ -208,7 +255,7 @@ mod tests {
         let peer = TcpStream::connect(listener.local_addr().unwrap()).await;
         let (stream, _) = listener.accept().await.unwrap();
         let timeout = Duration::from_millis(200);
-        let receipted = Receipted::new(stream, Seat::default(), receipts, timeout);
+        let receipted = Receipted::new(Connection::Tcp(stream), Seat::default(), receipts, timeout);
         (receipted, peer.unwrap())
     }
 

@@ -9,7 +9,6 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
-use std::net::Shutdown;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -18,8 +17,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use socket2::SockRef;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::task::TaskTracker;
@@ -33,6 +30,7 @@ use warp::reply::Response;
 use super::http::text;
 use super::peer::Seat;
 use super::receipt::Receipted;
+use super::stream::Stream;
 use super::writer::{Attention, Flushers, Source, Stopped, Writer};
 use crate::hub::Frame;
 use crate::metrics::{CUT_OFFS, CutOff};
@@ -184,15 +182,15 @@ fn has_word(headers: &HeaderMap, name: HeaderName, word: &str) -> bool {
 }
 
 /// The socket behind an upgrade, what came of it behind the request, and what it counts as.
-async fn open(on_upgrade: OnUpgrade) -> Option<(TcpStream, Bytes, Seat)> {
+async fn open(on_upgrade: OnUpgrade) -> Option<(Stream, Bytes, Seat)> {
     let upgraded = on_upgrade.await.ok()?;
     let parts = upgraded.downcast::<TokioIo<Receipted>>().ok()?;
-    let (stream, seat) = parts.io.into_inner().into_parts();
+    let (stream, seat) = parts.io.into_inner().into_parts().ok()?;
     Some((stream, parts.read_buf, seat))
 }
 
 struct Socket<C: Conversation> {
-    stream: Arc<TcpStream>,
+    stream: Arc<Stream>,
     writer: Arc<Writer<C::Source>>,
     decoder: Decoder,
     conversation: C,
@@ -215,12 +213,7 @@ enum End {
 }
 
 impl<C: Conversation> Socket<C> {
-    fn new(
-        stream: Arc<TcpStream>,
-        received: &[u8],
-        conversation: C,
-        settings: Arc<Settings>,
-    ) -> Self {
+    fn new(stream: Arc<Stream>, received: &[u8], conversation: C, settings: Arc<Settings>) -> Self {
         let mut decoder = Decoder::new(settings.inbound_message_bytes_max);
         decoder.receive(received);
         let source = conversation.source();
@@ -411,7 +404,7 @@ enum Event {
 }
 
 /// Reads once, by way of one buffer for all. How many bytes; none at the end.
-fn receive(stream: &TcpStream, decoder: &mut Decoder) -> io::Result<usize> {
+fn receive(stream: &Stream, decoder: &mut Decoder) -> io::Result<usize> {
     thread_local! {
         static BYTES: RefCell<[u8; READ_BYTES]> = const { RefCell::new([0; READ_BYTES]) };
     }
@@ -423,7 +416,7 @@ fn receive(stream: &TcpStream, decoder: &mut Decoder) -> io::Result<usize> {
 }
 
 /// Ends the connection in the way the loop ended. `bytes` go first.
-async fn part(stream: &TcpStream, end: End, mut bytes: Vec<u8>, settings: &Settings) {
+async fn part(stream: &Stream, end: End, mut bytes: Vec<u8>, settings: &Settings) {
     let within = match &end {
         End::Broken => return,
         End::PeerClosed(code) => {
@@ -449,7 +442,7 @@ async fn part(stream: &TcpStream, end: End, mut bytes: Vec<u8>, settings: &Setti
     let _ = timeout(CLOSE_WITHIN, hear_out(stream, decoder)).await;
 }
 
-async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+async fn write_all(stream: &Stream, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         stream.writable().await?;
         match stream.try_write(bytes) {
@@ -463,7 +456,7 @@ async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
 
 /// Reads until the peer is gone: closing a socket with unread bytes would reset it, and the peer
 /// might lose our last words. With a decoder the peer may answer our close before we hang up.
-async fn hear_out(stream: &TcpStream, decoder: Option<Decoder>) -> io::Result<()> {
+async fn hear_out(stream: &Stream, decoder: Option<Decoder>) -> io::Result<()> {
     if let Some(mut decoder) = decoder {
         while !has_said_goodbye(&mut decoder) {
             if hear_more(stream, &mut decoder).await? == 0 {
@@ -471,12 +464,12 @@ async fn hear_out(stream: &TcpStream, decoder: Option<Decoder>) -> io::Result<()
             }
         }
     }
-    SockRef::from(stream).shutdown(Shutdown::Write)?;
+    stream.shutdown()?;
     while hear_more(stream, &mut Decoder::new(0)).await? > 0 {}
     Ok(())
 }
 
-async fn hear_more(stream: &TcpStream, decoder: &mut Decoder) -> io::Result<usize> {
+async fn hear_more(stream: &Stream, decoder: &mut Decoder) -> io::Result<usize> {
     loop {
         stream.readable().await?;
         match receive(stream, decoder) {
@@ -518,7 +511,7 @@ mod tests {
     use std::collections::VecDeque;
     use std::task::Context;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     const PING: [u8; 6] = [0x89, 0x80, 0, 0, 0, 0];
     const OUTBOX_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -583,7 +576,12 @@ mod tests {
         };
         let outbox = Arc::new(Outbox::new(OUTBOX_BYTES_MAX));
         let conversation = Silent(outbox.clone());
-        let socket = Socket::new(Arc::new(stream), &[], conversation, Arc::new(settings));
+        let socket = Socket::new(
+            Arc::new(stream.into()),
+            &[],
+            conversation,
+            Arc::new(settings),
+        );
         (socket, outbox, peer.unwrap())
     }
 

@@ -23,8 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
-use tokio::net::TcpStream;
-
+use super::stream::Stream;
 use super::websocket::Close;
 use crate::hub::Frame;
 use crate::wire::websocket::push_text;
@@ -84,12 +83,12 @@ struct State<S> {
 }
 
 struct Ways<S> {
-    stream: Arc<TcpStream>,
+    stream: Arc<Stream>,
     source: S,
 }
 
 impl<S: Source> Writer<S> {
-    pub fn new(stream: Arc<TcpStream>, source: S, flushers: &Flushers) -> Arc<Self> {
+    pub fn new(stream: Arc<Stream>, source: S, flushers: &Flushers) -> Arc<Self> {
         Arc::new(Self {
             flusher: flushers.next(),
             is_queued: AtomicBool::new(false),
@@ -227,11 +226,7 @@ impl<S: Source> State<S> {
 }
 
 /// Writes the first frames of the batch in one go. What was not taken of them is the `rest`.
-fn write_some(
-    stream: &TcpStream,
-    batch: &mut VecDeque<Frame>,
-    rest: &mut Vec<u8>,
-) -> io::Result<()> {
+fn write_some(stream: &Stream, batch: &mut VecDeque<Frame>, rest: &mut Vec<u8>) -> io::Result<()> {
     thread_local! {
         static BYTES: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(WRITE_BYTES));
     }

@@ -1,0 +1,175 @@
+//! A socket under a WebSocket: plain, or under TLS.
+
+use std::io::{self, Read, Write};
+use std::mem;
+use std::net::Shutdown;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio_rustls::rustls::ServerConnection;
+
+/// What is encrypted at once.
+const PLAIN_BYTES: usize = 16 * 1024;
+
+/// Read and written without waiting, from several threads.
+pub enum Stream {
+    Tcp(TcpStream),
+    Tls(Box<Tls>),
+}
+
+pub struct Tls {
+    tcp: TcpStream,
+    session: Mutex<Session>,
+}
+
+struct Session {
+    connection: ServerConnection,
+    /// Decrypted and not read yet.
+    plain: usize,
+    /// Encrypted, but not all of it is with the kernel: reported as written only then, so that
+    /// whoever wrote knows when the peer takes no more.
+    owed: usize,
+}
+
+impl Stream {
+    /// A connection after its handshake.
+    pub fn tls(tcp: TcpStream, mut connection: ServerConnection) -> io::Result<Self> {
+        let state = connection.process_new_packets();
+        let plain = state.map_err(invalid)?.plaintext_bytes_to_read();
+        let session = Mutex::new(Session {
+            connection,
+            plain,
+            owed: 0,
+        });
+        Ok(Self::Tls(Box::new(Tls { tcp, session })))
+    }
+
+    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(tcp) => tcp.poll_read_ready(cx),
+            Self::Tls(tls) if tls.session().plain > 0 => Poll::Ready(Ok(())),
+            Self::Tls(tls) => tls.tcp.poll_read_ready(cx),
+        }
+    }
+
+    pub async fn readable(&self) -> io::Result<()> {
+        std::future::poll_fn(|cx| self.poll_read_ready(cx)).await
+    }
+
+    pub async fn writable(&self) -> io::Result<()> {
+        self.tcp().writable().await
+    }
+
+    /// How many bytes; none at the end.
+    pub fn try_read(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(tcp) => tcp.try_read(bytes),
+            Self::Tls(tls) => tls.session().read(&tls.tcp, bytes),
+        }
+    }
+
+    /// How many of the first bytes are written. What could not be is to be given again, with more
+    /// behind it or not.
+    pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(tcp) => tcp.try_write(bytes),
+            Self::Tls(tls) => tls.session().write(&tls.tcp, bytes),
+        }
+    }
+
+    /// Says that nothing more will be written.
+    pub fn shutdown(&self) -> io::Result<()> {
+        if let Self::Tls(tls) = self {
+            let mut session = tls.session();
+            session.connection.send_close_notify();
+            // It is only polite: who does not take it sees the end of the connection.
+            let _ = session.flush(&tls.tcp);
+        }
+        SockRef::from(self.tcp()).shutdown(Shutdown::Write)
+    }
+
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Tcp(tcp) => tcp,
+            Self::Tls(tls) => &tls.tcp,
+        }
+    }
+}
+
+impl From<TcpStream> for Stream {
+    fn from(tcp: TcpStream) -> Self {
+        Self::Tcp(tcp)
+    }
+}
+
+impl Tls {
+    fn session(&self) -> MutexGuard<'_, Session> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Session {
+    fn read(&mut self, tcp: &TcpStream, bytes: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.connection.reader().read(bytes) {
+                Ok(read) => {
+                    self.plain = self.plain.saturating_sub(read);
+                    return Ok(read);
+                }
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.plain = 0,
+                Err(error) => return Err(error),
+            }
+            self.connection.read_tls(&mut NonBlocking(tcp))?;
+            let state = self.connection.process_new_packets();
+            if state.is_err() {
+                // The alert that says why.
+                let _ = self.flush(tcp);
+            }
+            self.plain = state.map_err(invalid)?.plaintext_bytes_to_read();
+        }
+    }
+
+    fn write(&mut self, tcp: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+        if self.owed == 0 {
+            self.flush(tcp)?;
+            let piece = &bytes[..bytes.len().min(PLAIN_BYTES)];
+            self.owed = self.connection.writer().write(piece)?;
+        }
+        self.flush(tcp)?;
+        Ok(mem::take(&mut self.owed))
+    }
+
+    fn flush(&mut self, tcp: &TcpStream) -> io::Result<()> {
+        while self.connection.wants_write() {
+            if self.connection.write_tls(&mut NonBlocking(tcp))? == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+struct NonBlocking<'s>(&'s TcpStream);
+
+impl Read for NonBlocking<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.0.try_read(bytes)
+    }
+}
+
+impl Write for NonBlocking<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn invalid(error: tokio_rustls::rustls::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
