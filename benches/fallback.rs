@@ -173,13 +173,10 @@ impl Session {
     }
 
     async fn await_text(&mut self, text: &str) {
-        loop {
-            let unread = self.http.raw().await.expect("the server answers");
-            if memchr::memmem::find(unread, text.as_bytes()).is_some() {
-                unread.clear();
-                return;
-            }
+        while memchr::memmem::find(self.http.unread(), text.as_bytes()).is_none() {
+            self.http.raw().await.expect("the server answers");
         }
+        self.http.unread().clear();
     }
 
     /// Until the server is gone.

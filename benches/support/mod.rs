@@ -256,7 +256,12 @@ impl Http {
         assert!(head.starts_with("HTTP/1.1 200"), "refused: {head}");
     }
 
-    /// Everything that came and was not used yet, once there is more of it.
+    /// Everything that came and was not used yet.
+    pub fn unread(&mut self) -> &mut Vec<u8> {
+        &mut self.0.unread
+    }
+
+    /// The same, once there is more of it.
     pub async fn raw(&mut self) -> Option<&mut Vec<u8>> {
         match self.0.fill().await {
             true => Some(&mut self.0.unread),
