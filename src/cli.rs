@@ -1,5 +1,6 @@
 //! What the command line says: flags and environment variables, read but not judged.
 
+mod bench;
 pub mod log;
 mod trigger;
 mod webhooks;
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use raptor::config::{Problem, Site, Sited, Written, WrittenFile};
 use raptor::webhooks::State;
 
+pub use bench::Bench;
 pub use trigger::Trigger;
 pub use webhooks::{Webhooks, Wish};
 
@@ -20,6 +22,7 @@ pub enum Command {
     Serve(Result<Written, Problem>),
     Check(Result<Written, Problem>),
     Trigger(Trigger),
+    Bench(Bench),
     /// The directory as given, or else the configuration that names it.
     Webhooks(Result<PathBuf, Result<Written, Problem>>, Wish),
 }
@@ -45,6 +48,7 @@ impl Command {
                 data: args.data,
                 socket_id: args.socket_id,
             }),
+            CliCommand::Bench(args) => Self::Bench(args.bench(variable)),
             CliCommand::Webhooks(args) => {
                 let store = match args.dir {
                     Some(dir) => Ok(PathBuf::from(dir)),
@@ -119,6 +123,13 @@ enum CliCommand {
     /// Works against Raptor and against hosted Pusher. Prints the server's answer; the exit code
     /// is 1 if the server refuses the event or cannot be reached within 10 seconds.
     Trigger(TriggerArgs),
+    /// Load a Pusher or Bayeux server, and tell its speed, latency, CPU time and memory
+    ///
+    /// Runs for `--secs` seconds with clients of its own and then prints a table; every event is
+    /// numbered, so that lost, repeated and reordered ones are counted, and the exit code is 1 if
+    /// there are any. Other machines than this one are loaded only with --remote: a load test
+    /// disturbs everybody who uses the server.
+    Bench(bench::BenchArgs),
     /// List, show and replay webhook deliveries and dead letters
     ///
     /// Reads the directory that the configuration names as `dir` in [webhooks], beside the running
