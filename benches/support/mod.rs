@@ -177,14 +177,6 @@ impl WebSocket {
         }
     }
 
-    /// Everything that came, as it is on the wire: whole frames and pieces of frames.
-    pub async fn raw(&mut self) -> Option<&mut Vec<u8>> {
-        match self.0.fill().await {
-            true => Some(&mut self.0.unread),
-            false => None,
-        }
-    }
-
     /// The next frame that holds `part`.
     pub async fn expect(&mut self, part: &str) -> String {
         loop {
@@ -211,43 +203,4 @@ fn frame_bounds(bytes: &[u8]) -> Option<(usize, usize)> {
         _ => (2, short),
     };
     (bytes.len() >= start + length).then_some((start, start + length))
-}
-
-/// One keep-alive connection.
-pub struct Http(Stream);
-
-impl Http {
-    pub async fn connect(port: u16) -> Self {
-        Self(Stream::connect(port).await)
-    }
-
-    /// The body of the answer, which has to be a 200 with a length. `None` once the server has
-    /// gone.
-    pub async fn try_post_json(&mut self, target: &str, body: &str) -> Option<String> {
-        let length = body.len();
-        let request = format!(
-            "POST {target} HTTP/1.1\r\nHost: localhost\r\n\
-             Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
-        );
-        self.0.write(request.as_bytes()).await?;
-        let head = self.0.head().await?.to_ascii_lowercase();
-        assert!(head.starts_with("http/1.1 200"), "refused: {head}");
-        let length = head.split_once("content-length:").expect("a length").1;
-        let length = length
-            .split("\r\n")
-            .next()
-            .and_then(|n| n.trim().parse().ok());
-        let length: usize = length.expect("a length");
-        while self.0.unread.len() < length {
-            if !self.0.fill().await {
-                return None;
-            }
-        }
-        String::from_utf8(self.0.unread.drain(..length).collect()).ok()
-    }
-
-    pub async fn post_json(&mut self, target: &str, body: &str) -> String {
-        let answer = self.try_post_json(target, body).await;
-        answer.expect("the server answers")
-    }
 }

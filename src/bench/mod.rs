@@ -20,6 +20,8 @@ mod report;
 mod subscriber;
 mod tally;
 mod target;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::time::Duration;
