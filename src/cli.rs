@@ -1,5 +1,6 @@
 //! What the command line says: flags and environment variables, read but not judged.
 
+mod bench;
 pub mod log;
 pub mod nodes;
 mod trigger;
@@ -13,6 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use raptor::config::{Problem, Site, Sited, Written, WrittenFile};
 use raptor::webhooks::State;
 
+pub use bench::Bench;
 pub use trigger::Trigger;
 pub use webhooks::{Webhooks, Wish};
 
@@ -22,6 +24,7 @@ pub enum Command {
     Check(Result<Written, Problem>),
     Trigger(Trigger),
     Nodes(Result<Written, Problem>),
+    Bench(Bench),
     /// The directory as given, or else the configuration that names it.
     Webhooks(Result<PathBuf, Result<Written, Problem>>, Wish),
 }
@@ -48,6 +51,7 @@ impl Command {
                 data: args.data,
                 socket_id: args.socket_id,
             }),
+            CliCommand::Bench(args) => Self::Bench(args.bench(variable)),
             CliCommand::Webhooks(args) => {
                 let store = match args.dir {
                     Some(dir) => Ok(PathBuf::from(dir)),
@@ -130,6 +134,13 @@ enum CliCommand {
     /// Works against Raptor and against hosted Pusher. Prints the server's answer; the exit code
     /// is 1 if the server refuses the event or cannot be reached within 10 seconds.
     Trigger(TriggerArgs),
+    /// Load a Pusher or Bayeux server, and tell its speed, latency, CPU time and memory
+    ///
+    /// Runs for `--secs` seconds with clients of its own and then prints a table; every event is
+    /// numbered, so that lost, repeated and reordered ones are counted, and the exit code is 1 if
+    /// there are any. Other machines than this one are loaded only with --remote: a load test
+    /// disturbs everybody who uses the server.
+    Bench(bench::BenchArgs),
     /// List, show and replay webhook deliveries and dead letters
     ///
     /// Reads the directory that the configuration names as `dir` in [webhooks], beside the running

@@ -20,6 +20,7 @@
 //! | [`webhooks`] | tells applications what happened: damping, batches, retries, the log of it |
 //! | [`config`] | what the user wrote → a valid `Config` |
 //! | [`server`] | assembly: build everything, the URL table, listen, drain |
+//! | [`bench`] | loads a server, this one or another, and says what it did and what it cost |
 //!
 //! Dependencies point up this table only, from a room to rooms above it; the front ends do not
 //! know each other.
@@ -62,6 +63,8 @@
 //!   watchlists and terminating a user need nothing beyond what channels can do, on any backend.
 
 #![forbid(unsafe_code)]
+
+pub mod bench;
 
 pub mod config;
 pub mod server;

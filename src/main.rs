@@ -20,6 +20,8 @@ async fn main() -> ExitCode {
         Command::Check(settings) => check(settings),
         Command::Nodes(settings) => nodes(settings).await,
         Command::Trigger(event) => event.send().await.map(print),
+        // It has a runtime of its own, on one thread.
+        Command::Bench(bench) => tokio::task::block_in_place(|| bench.run()).map(print),
         Command::Webhooks(Ok(dir), wish) => Webhooks { dir, wish }.run().map(print),
         Command::Webhooks(Err(settings), wish) => webhooks(settings, wish),
     };

@@ -6,7 +6,7 @@
 //! reading (see [`crate::server`]).
 
 mod histogram;
-mod process;
+pub(crate) mod process;
 mod text;
 
 pub use histogram::Histogram;

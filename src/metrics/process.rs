@@ -41,7 +41,7 @@ pub fn process(page: &mut Page) {
     }
 }
 
-fn resident(status: &str) -> Option<f64> {
+pub(crate) fn resident(status: &str) -> Option<f64> {
     let line = status
         .lines()
         .find_map(|line| line.strip_prefix("VmRSS:"))?;
@@ -50,7 +50,7 @@ fn resident(status: &str) -> Option<f64> {
 }
 
 /// The program's name, which may hold anything, ends with the last parenthesis.
-fn cpu_secs(stat: &str) -> Option<f64> {
+pub(crate) fn cpu_secs(stat: &str) -> Option<f64> {
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace().skip(11);
     let mut ticks = || fields.next()?.parse::<f64>().ok();
