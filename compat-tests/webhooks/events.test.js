@@ -168,7 +168,7 @@ test('who asks for it by name is told of Bayeux sessions what Faye told, and nob
   await session.publish('/watched/1', { text: 'hello' });
   await session.disconnect();
   const mine = () => sessions.events.filter((event) => event.socket_id === (socketId ?? sessions.named('publish').find(({ channel }) => channel === '/watched/1')?.socket_id));
-  await until(() => mine().some(({ name }) => name === 'disconnect'), () => JSON.stringify(sessions.events));
+  await until(() => mine().length >= 5, () => JSON.stringify(sessions.events)); // what is no channel's comes in any order
   const { socket_id: id } = mine()[0];
   const expected = [
     { name: 'disconnect', socket_id: id },

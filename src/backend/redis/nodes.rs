@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::keys::{Keys, REGISTRY};
 use super::link::{Broken, Up};
-use super::partition::Partition;
+use super::partition::{Partition, Request};
 use super::scripts::{self, with};
 use super::{Inner, now_us};
 use crate::model::{AppId, ChannelId, ChannelName};
@@ -154,7 +154,9 @@ async fn look(
     let beats: HashMap<u32, String> =
         redis::from_redis_value(answers[1].clone()).unwrap_or_default();
     let mut there: HashMap<u32, String> = beats;
-    if beat % BEATS_PER_AUDIT == BEATS_PER_AUDIT - 1 {
+    // The registry did not know of this node: it has just come, or was forgotten.
+    let is_new = redis::from_redis_value::<u64>(answers[0].clone()).is_ok_and(|added| added > 0);
+    if is_new || beat % BEATS_PER_AUDIT == BEATS_PER_AUDIT - 1 {
         for node in registered(inner).await {
             there.entry(node).or_default();
         }
@@ -203,13 +205,18 @@ async fn look(
     Ok(())
 }
 
-/// The nodes that have a session in any partition.
+/// The nodes that have a session in any partition. Where this one has none it was declared dead, or
+/// Redis lost its data: it registers again.
 async fn registered(inner: &Inner) -> Vec<u32> {
     let each = inner.partitions.iter().map(|partition| async {
         let mut ask = cmd("HKEYS");
         ask.arg(format!("{}nodes", partition.prefix()));
         let mut answers = partition.up()?.run(&[ask]).await.ok()?;
-        redis::from_redis_value::<Vec<u32>>(answers.remove(0)).ok()
+        let nodes = redis::from_redis_value::<Vec<u32>>(answers.remove(0)).ok()?;
+        if !nodes.contains(&inner.node) {
+            partition.request(Request::Register).await;
+        }
+        Some(nodes)
     });
     let found = futures_util::future::join_all(each).await;
     let mut found: Vec<u32> = found.into_iter().flatten().flatten().collect();

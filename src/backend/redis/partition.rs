@@ -83,6 +83,8 @@ pub enum Request {
     Watch(AppId, bool, oneshot::Sender<()>),
     Up(Arc<Up>),
     Down(Arc<Up>),
+    /// Redis does not know of this node's session.
+    Register,
 }
 
 enum Delivery {
@@ -92,6 +94,8 @@ enum Delivery {
         version: u64,
         roster: Vec<Arc<Member>>,
         may_go: bool,
+        /// Gets what subscribers have been told when all this is with them.
+        told: Option<oneshot::Sender<(Vec<Arc<Member>>, u64)>>,
     },
     CaughtUp(oneshot::Sender<()>),
 }
@@ -320,6 +324,7 @@ async fn deliver(inner: Arc<Inner>, index: usize, mut deliveries: mpsc::Receiver
                 version,
                 roster,
                 may_go,
+                told,
             } => {
                 let changes = {
                     let mut shared = partition.shared();
@@ -332,6 +337,12 @@ async fn deliver(inner: Arc<Inner>, index: usize, mut deliveries: mpsc::Receiver
                 for change in changes {
                     let event = inner.event_of(&channel, change, version, roster.len(), None);
                     inner.hub.deliver(event).await;
+                }
+                if let Some(told) = told {
+                    let shared = partition.shared();
+                    if let Some(view) = shared.views.get(&channel) {
+                        let _ = told.send((view.roster(), view.version()));
+                    }
                 }
             }
             Delivery::CaughtUp(done) => drop(done.send(())),
@@ -456,6 +467,11 @@ impl Membership {
                 }
             }
             Request::Down(up) => self.lose(&up).await,
+            Request::Register => {
+                if let Some(session) = self.link.take() {
+                    self.register_or_lose(session.up).await;
+                }
+            }
             Request::Watch(app, is_wanted, reply) => {
                 self.watch(app, is_wanted).await;
                 let _ = reply.send(());
@@ -712,6 +728,7 @@ impl Membership {
                 version,
                 roster,
                 may_go,
+                told: None,
             };
             let _ = partition.deliveries.send(delivery).await;
         }
@@ -766,10 +783,14 @@ impl Membership {
             }
         }
         if is_stale && let Some(session) = self.link.take() {
-            tracing::warn!("the cluster had declared this node dead; it registers again");
-            if self.register(session.up.clone()).await.is_err() {
-                self.lose(&session.up).await;
-            }
+            self.register_or_lose(session.up).await;
+        }
+    }
+
+    async fn register_or_lose(&mut self, up: Arc<Up>) {
+        tracing::debug!(partition = self.index, "this node registers again");
+        if self.register(up.clone()).await.is_err() {
+            self.lose(&up).await;
         }
     }
 
@@ -931,23 +952,30 @@ impl Membership {
                 if is_turn {
                     inner.facts.state(&channel, FactKind::ChannelOccupied);
                 }
-                let roster = member.map(|member| {
+                let (mut roster, mut version) = (None, version);
+                if let Some(member) = member {
                     if is_member_turn {
                         let user_id = member.user_id.clone();
-                        inner
-                            .facts
-                            .state(&channel, FactKind::MemberAdded { user_id });
+                        (inner.facts).state(&channel, FactKind::MemberAdded { user_id });
                     }
-                    let infos = parts
-                        .get(4)
-                        .cloned()
-                        .map(redis::from_redis_value::<Vec<String>>);
-                    let roster = roster_of(infos.and_then(Result::ok).unwrap_or_default());
-                    let mut shared = partition.shared();
-                    let view = shared.views.entry(channel.clone()).or_default();
-                    view.begin(version, &roster);
-                    roster
-                });
+                    let infos = parts.get(4).cloned();
+                    let infos = infos.map(redis::from_redis_value::<Vec<String>>);
+                    let there = roster_of(infos.and_then(Result::ok).unwrap_or_default());
+                    // The answer may be faster than what was published before: the others are
+                    // told first, and the new one gets what they have been told.
+                    let (told, is_told) = oneshot::channel();
+                    let delivery = Delivery::Roster {
+                        channel: channel.clone(),
+                        version,
+                        roster: there.clone(),
+                        may_go: self.settles_at.is_none(),
+                        told: Some(told),
+                    };
+                    let _ = partition.deliveries.send(delivery).await;
+                    let told = is_told.await.unwrap_or((there, version));
+                    roster = Some(told.0);
+                    version = version.max(told.1);
+                }
                 let joined = Joined {
                     connections,
                     roster,

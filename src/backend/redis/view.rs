@@ -29,6 +29,10 @@ impl View {
         self.is_ready
     }
 
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
     pub fn roster(&self) -> Vec<Arc<Member>> {
         self.members.values().cloned().collect()
     }

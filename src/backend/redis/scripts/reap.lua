@@ -6,7 +6,7 @@ if registered then
   redis.call('HDEL', KEYS[1], NODE)
 end
 local answer = { 0 }
-local function state(...)
+local function note(...)
   for _, part in ipairs({ ... }) do answer[#answer + 1] = part end
 end
 local budget = tonumber(ARGV[5])
@@ -19,7 +19,7 @@ for at = 1, #members, 2 do
   budget = budget - 1
   local app, name, user = string.match(members[at], '^(.*):([^:%z]*)%z(.*)$')
   local _, removed = enter(app, name, user, '', -tonumber(members[at + 1]))
-  if removed then state('removed', app, name, user) end
+  if removed then note('removed', app, name, user) end
 end
 if #members > 0 then return answer end
 local channels = some_of(P .. 'held:' .. NODE)
@@ -30,7 +30,7 @@ for at = 1, #channels, 2 do
   local _, _, went = connect(app, name, -tonumber(channels[at + 1]))
   if went then
     tell_watchers(app, name, 6)
-    state('vacated', app, name, '')
+    note('vacated', app, name, '')
   end
 end
 if #channels == 0 then answer[1] = 1 end

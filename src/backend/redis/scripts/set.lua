@@ -5,25 +5,35 @@ if is_stale() then return { err = 'STALE' } end
 local app, name = ARGV[5], ARGV[6]
 local channel = app .. ':' .. name
 local facts = {}
-local function state(kind, user)
+local function note(kind, user)
   facts[#facts + 1] = kind
   facts[#facts + 1] = user
 end
 local had = tonumber(redis.call('HGET', P .. 'held:' .. NODE, channel) or 0)
-local _, came, went = connect(app, name, tonumber(ARGV[7]) - had)
+local stream = KEYS[2]
+-- What the application knows already is not stated again.
+local function unless_known(is_known, delta)
+  KEYS[2] = stream
+  if is_known == '1' and delta > 0 then KEYS[2] = nil end
+end
+local delta = tonumber(ARGV[7]) - had
+unless_known(ARGV[8], delta)
+local _, came, went = connect(app, name, delta)
 if came and ARGV[8] == '0' then
   tell_watchers(app, name, 5)
-  state('occupied', '')
+  note('occupied', '')
 end
 for at = 9, #ARGV, 4 do
   local user = ARGV[at]
   local was = tonumber(redis.call('HGET', P .. 'in:' .. NODE, channel .. '\0' .. user) or 0)
-  local added, removed = enter(app, name, user, ARGV[at + 1], tonumber(ARGV[at + 2]) - was)
-  if added and ARGV[at + 3] == '0' then state('added', user) end
-  if removed then state('removed', user) end
+  delta = tonumber(ARGV[at + 2]) - was
+  unless_known(ARGV[at + 3], delta)
+  local added, removed = enter(app, name, user, ARGV[at + 1], delta)
+  if added and ARGV[at + 3] == '0' then note('added', user) end
+  if removed then note('removed', user) end
 end
 if went then
   tell_watchers(app, name, 6)
-  state('vacated', '')
+  note('vacated', '')
 end
 return facts

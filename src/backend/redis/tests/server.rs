@@ -130,7 +130,8 @@ pub enum Weather {
     Fair,
     /// Every connection breaks, new ones are refused.
     Refused,
-    /// Bytes vanish in both directions, without an error.
+    /// Nothing arrives in either direction, without an error. When it is over, what was sent
+    /// comes late, as TCP does it.
     Blackhole,
     /// What the server says on its own does not arrive: only the connection that subscribed.
     HalfDead,
@@ -195,7 +196,7 @@ async fn pass(client: TcpStream, port: u16, mut weather: watch::Receiver<Weather
 async fn copy(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
-    weather: watch::Receiver<Weather>,
+    mut weather: watch::Receiver<Weather>,
     subscribes: Arc<std::sync::atomic::AtomicBool>,
     is_up: bool,
 ) {
@@ -208,12 +209,16 @@ async fn copy(
         if is_up && buffer[..bytes].windows(9).any(|part| part == b"SUBSCRIBE") {
             subscribes.store(true, Relaxed);
         }
-        let now = *weather.borrow();
-        match now {
-            Weather::Blackhole => continue,
-            Weather::HalfDead if subscribes.load(Relaxed) => continue,
-            Weather::Slow(delay) => sleep(delay).await,
-            _ => {}
+        let arrives = |weather: &Weather| match weather {
+            Weather::Blackhole => false,
+            Weather::HalfDead => is_up || !subscribes.load(Relaxed),
+            _ => true,
+        };
+        let Ok(now) = weather.wait_for(arrives).await.map(|weather| *weather) else {
+            return;
+        };
+        if let Weather::Slow(delay) = now {
+            sleep(delay).await;
         }
         if to.write_all(&buffer[..bytes]).await.is_err() {
             return;
