@@ -64,6 +64,7 @@ test('kill -9 in the middle of delivery loses nothing that anybody saw, repeats 
     await listening;
     raptor = await raptor.restart('SIGKILL');
   }
+  receiver.answer = ANSWER.well;
   const total = [...seen.values()].flat().length;
   assert.ok(total > LIVES * 100, `${total} events`);
   if (process.env.RAPTOR_LIVES) console.log(`${total} events seen in ${LIVES} lives, ${receiver.requests.length} requests, ${receiver.deliveries.length} of them answered well`);

@@ -48,6 +48,8 @@ pub(super) struct Dispatcher {
     workers: TaskTracker,
     /// No more attempts are made.
     stop: CancellationToken,
+    /// Nor are their outcomes written down.
+    give_up: CancellationToken,
     store: Arc<dyn Store>,
 }
 
@@ -113,7 +115,7 @@ impl Dispatcher {
         if let Some(missed) = missed {
             settling.catch_up(missed).await;
         }
-        let workers = TaskTracker::new();
+        let (workers, give_up) = (TaskTracker::new(), CancellationToken::new());
         for ((endpoint, outbound), id) in parts.endpoints.iter().zip(parts.outbounds).zip(ids) {
             let shared = Shared {
                 store: store.clone(),
@@ -123,7 +125,8 @@ impl Dispatcher {
                 keep_bodies: parts.settings.keep_bodies,
             };
             let worker = Worker::new(endpoint.clone(), id, outbound, shared);
-            workers.spawn(worker.run());
+            let given_up = give_up.clone();
+            workers.spawn(async move { given_up.run_until_cancelled(worker.run()).await });
         }
         let bytes_max = parts.settings.store_bytes_max;
         workers.spawn(tidy(store.clone(), bytes_max, stop.clone()));
@@ -132,6 +135,7 @@ impl Dispatcher {
             no_more,
             workers,
             stop,
+            give_up,
             store,
         }
     }
@@ -141,8 +145,11 @@ impl Dispatcher {
     pub async fn stop(self, end: End) {
         self.no_more.cancel();
         let settled_by = Instant::now() + FAREWELL;
-        if timeout_at(settled_by, self.settling).await.is_err() {
+        let mut settling = self.settling;
+        if timeout_at(settled_by, &mut settling).await.is_err() {
             tracing::error!("the last facts could not be written to the webhooks' store");
+            // Where the lease is another's by now it would try for ever.
+            settling.abort();
         }
         if end == End::IsLost {
             let delivered_by = Instant::now() + FAREWELL;
@@ -166,6 +173,7 @@ impl Dispatcher {
         if timeout_at(ended_by, self.workers.wait()).await.is_err() {
             tracing::warn!("a webhook request did not end in time");
         }
+        self.give_up.cancel();
     }
 }
 
