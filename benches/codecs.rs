@@ -9,9 +9,10 @@ use std::task::{Context, Waker};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use raptor::auth::{Secret, SignedRequest};
-use raptor::hub::{Encoding, Expansion, Frame, Hub, Outbox, Subscriber};
+use raptor::hub::{Expansion, Hub, Outbox, Subscriber};
 use raptor::model::ids::IdSource;
 use raptor::model::{AppId, Body, ChannelId, ChannelName, Event, Message};
+use raptor::pusher::WEBSOCKET;
 use raptor::wire::websocket::{Decoder, push_text};
 use raptor::wire::{bayeux, pusher, rest};
 
@@ -130,23 +131,6 @@ fn signatures(c: &mut Criterion) {
     });
 }
 
-struct Format;
-
-impl Encoding for Format {
-    fn name(&self) -> &'static str {
-        "bench"
-    }
-
-    fn encode(&self, event: &Event) -> Option<Frame> {
-        match &event.body {
-            Body::Message(message) => {
-                Some(pusher::message(event.channel.name.as_str(), message).into())
-            }
-            _ => None,
-        }
-    }
-}
-
 /// A publish that one of so many patterns matches. It costs the same however many there are.
 fn patterns(c: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -161,7 +145,7 @@ fn patterns(c: &mut Criterion) {
         let subscriber = || Subscriber {
             id: ids.socket_id(),
             outbox: outbox.clone(),
-            encoding: &Format,
+            encoding: &WEBSOCKET,
         };
         hub.join_pattern(&app, "/a/*", expansion.clone(), subscriber());
         for other in 1..count {

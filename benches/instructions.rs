@@ -12,11 +12,12 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 
 use raptor::auth::{Secret, SignedRequest};
-use raptor::hub::{Acknowledgement, Encoding, Frame, Hub, Outbox, Subscriber};
+use raptor::hub::{Acknowledgement, Hub, Outbox, Subscriber};
 use raptor::model::ids::IdSource;
 use raptor::model::{AppId, Body, ChannelId, ChannelName, Event, Message};
+use raptor::pusher::WEBSOCKET;
+use raptor::wire::rest;
 use raptor::wire::websocket::push_text;
-use raptor::wire::{pusher, rest};
 
 const SUBSCRIBERS: usize = 1_000;
 const DATA_BYTES: usize = 256;
@@ -33,23 +34,6 @@ fn main() {
     }
 }
 
-struct Format;
-
-impl Encoding for Format {
-    fn name(&self) -> &'static str {
-        "bench"
-    }
-
-    fn encode(&self, event: &Event) -> Option<Frame> {
-        match &event.body {
-            Body::Message(message) => {
-                Some(pusher::message(event.channel.name.as_str(), message).into())
-            }
-            _ => None,
-        }
-    }
-}
-
 fn delivery(times: u64) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
@@ -63,7 +47,7 @@ fn delivery(times: u64) {
             let subscriber = Subscriber {
                 id,
                 outbox: outbox.clone(),
-                encoding: &Format,
+                encoding: &WEBSOCKET,
             };
             let arrival = hub.join(&channel, subscriber, None, 0).unwrap();
             hub.acknowledge(&channel, id, Acknowledgement::default(), arrival.version);

@@ -7,6 +7,7 @@ import { APP, Peer } from '../raw/peer.js';
 import { sleep, until } from '../support/events.js';
 import { startRaptor } from '../support/raptor.js';
 import { startRedis } from '../support/redis.js';
+import { Heard, half } from './lives.js';
 import { ANSWER, Receiver } from './receiver.js';
 
 /** `RAPTOR_LIVES=40` makes it a matter of two minutes. */
@@ -52,56 +53,22 @@ test('a channel on three nodes is occupied once and vacated once, and a user who
 });
 
 test('a receiver that fails half of its requests gets all that anybody saw, in order, though nodes are killed at random', async () => {
-  let n = 0;
-  const receiver = await Receiver.start({ answer: (...args) => (n++ % 2 === 0 ? [ANSWER.status(500), ANSWER.reset, ANSWER.breakOff][n % 3] : ANSWER.well)(...args) });
+  const receiver = await Receiver.start({ answer: half() });
   const nodes = await startNodes(3, receiver);
-  const CHANNELS = 8;
-  const seen = new Map(Array.from({ length: CHANNELS }, (_, c) => [`private-${c}`, []]));
-  let number = 0;
+  const heard = new Heard();
   for (let life = 0; life < LIVES; life++) {
     const at = Math.floor(Math.random() * nodes.length);
-    const [sender, listener] = [await Peer.connect(nodes[at]), await Peer.connect(nodes[at])];
-    for (const channel of seen.keys()) {
-      await sender.subscribe(channel);
-      await listener.subscribe(channel);
-    }
-    let isOver = false;
-    const sending = (async () => {
-      while (!isOver) {
-        for (let k = 0; k < 5; k++, number++) sender.send({ event: `client-${number}`, channel: `private-${number % CHANNELS}`, data: 'x' });
-        await sleep(5);
-      }
-    })();
-    const listening = (async () => {
-      for (;;) {
-        const { event, channel } = await listener.frame();
-        seen.get(channel).push(Number(event.slice('client-'.length)));
-      }
-    })().catch(() => {});
+    const { end, silent } = await heard.talk(nodes[at]);
     await sleep(400 + Math.random() * 2_000);
-    isOver = true;
-    await sending;
+    await end();
     // What a node published in its last moment may be gone with it.
     await sleep(1_000);
     await nodes[at].stop('SIGKILL');
-    await listening;
+    await silent;
     nodes[at] = await nodes[at].restart('SIGKILL');
   }
   receiver.answer = ANSWER.well;
-  const total = [...seen.values()].flat().length;
-  assert.ok(total > LIVES * 100, `${total} events`);
-  const numbers = (channel) => receiver.events.filter((event) => event.channel === channel && event.name === 'client_event').map(({ event }) => Number(event.slice('client-'.length)));
-  const missing = () => [...seen].flatMap(([channel, list]) => {
-    const got = new Set(numbers(channel));
-    return list.filter((event) => !got.has(event));
-  });
-  await until(() => missing().length === 0, () => `all of ${total}; ${missing().length} missing, ${missing().slice(0, 20)}`, 90_000);
-  if (process.env.RAPTOR_LIVES) console.log(`${total} events seen in ${LIVES} lives, ${receiver.requests.length} requests, ${receiver.deliveries.length} of them answered well`);
-  receiver.isExact();
-  for (const channel of seen.keys()) {
-    const got = numbers(channel);
-    assert.deepEqual(got, [...new Set(got)].sort((a, b) => a - b), channel);
-  }
+  await heard.isReceived(receiver, LIVES, 90_000);
   // Everybody has gone with the last node that was killed: each channel is vacated in the end, in turn with being occupied.
   await until(() => about(receiver, 'private-0').at(-1) === 'channel_vacated', () => about(receiver, 'private-0').join(), 60_000);
   about(receiver, 'private-0').forEach((name, nth) => assert.equal(name, nth % 2 === 0 ? 'channel_occupied' : 'channel_vacated'));

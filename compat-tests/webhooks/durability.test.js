@@ -10,6 +10,7 @@ import { APP, Peer } from '../raw/peer.js';
 import { atEnd } from '../support/at-end.js';
 import { sleep, until } from '../support/events.js';
 import { runRaptor, startRaptor } from '../support/raptor.js';
+import { Heard, half } from './lives.js';
 import { ANSWER, Receiver } from './receiver.js';
 
 /** `RAPTOR_LIVES=60` makes it a matter of two minutes. */
@@ -23,63 +24,23 @@ function directory() {
   return dir;
 }
 
-/** Half of the requests fail, in turn in each way. */
-function half() {
-  let n = 0;
-  return (...args) => (n++ % 2 === 0 ? [ANSWER.status(500), ANSWER.reset, ANSWER.breakOff][n % 3] : ANSWER.well)(...args);
-}
-
-const numbers = (events, channel) => events.filter((event) => event.channel === channel && event.name === 'client_event').map(({ event }) => Number(event.slice('client-'.length)));
-
 test('kill -9 in the middle of delivery loses nothing that anybody saw, repeats with the same id, and keeps the order', async () => {
   const receiver = await Receiver.start({ answer: half() });
   const dir = directory();
   let raptor = await startRaptor({ config: { webhooks: { dir }, apps: [app([receiver.endpoint()])] } });
-  const CHANNELS = 8;
-  const seen = new Map(Array.from({ length: CHANNELS }, (_, c) => [`private-${c}`, []]));
-  let number = 0;
+  const heard = new Heard();
   for (let life = 0; life < LIVES; life++) {
-    const [sender, listener] = [await Peer.connect(raptor), await Peer.connect(raptor)];
-    for (const channel of seen.keys()) {
-      await sender.subscribe(channel);
-      await listener.subscribe(channel);
-    }
-    let isOver = false;
-    const sending = (async () => {
-      while (!isOver) {
-        for (let n = 0; n < 5; n++, number++) sender.send({ event: `client-${number}`, channel: `private-${number % CHANNELS}`, data: 'x' });
-        await sleep(5);
-      }
-    })();
-    const listening = (async () => {
-      for (;;) {
-        const { event, channel } = await listener.frame();
-        seen.get(channel).push(Number(event.slice('client-'.length)));
-      }
-    })().catch(() => {});
+    const { end, silent } = await heard.talk(raptor);
     await sleep(400 + Math.random() * 600);
     await raptor.stop('SIGKILL');
-    isOver = true;
-    await sending;
-    await listening;
+    await end();
+    await silent;
     raptor = await raptor.restart('SIGKILL');
   }
   receiver.answer = ANSWER.well;
-  const total = [...seen.values()].flat().length;
-  assert.ok(total > LIVES * 100, `${total} events`);
-  if (process.env.RAPTOR_LIVES) console.log(`${total} events seen in ${LIVES} lives, ${receiver.requests.length} requests, ${receiver.deliveries.length} of them answered well`);
-  const missing = () => [...seen].flatMap(([channel, list]) => {
-    const got = new Set(numbers(receiver.events, channel));
-    return list.filter((n) => !got.has(n));
-  });
-  await until(() => missing().length === 0, () => `all of ${total}; missing ${missing().slice(0, 20)}`, 60_000);
-  receiver.isExact();
-  for (const channel of seen.keys()) {
-    const got = numbers(receiver.events, channel);
-    assert.deepEqual(got, [...new Set(got)].sort((a, b) => a - b), channel);
-  }
+  await heard.isReceived(receiver, LIVES, 60_000);
   // Nobody has come back after the last start: each channel is vacated, once.
-  await until(() => receiver.named('channel_vacated').length >= CHANNELS, 'every channel is vacated', 20_000);
+  await until(() => receiver.named('channel_vacated').length >= heard.channels.size, 'every channel is vacated', 20_000);
   const existence = receiver.named('channel_occupied', 'channel_vacated').filter(({ channel }) => channel === 'private-0').map(({ name }) => name);
   assert.deepEqual(existence, ['channel_occupied', 'channel_vacated']);
   await raptor.stop();

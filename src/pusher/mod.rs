@@ -22,6 +22,7 @@ mod xhr;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use encoding::WEBSOCKET;
 pub use http::routes;
 pub use sessions::Fallback;
 pub use websocket::{any_path, app_path, too_many};

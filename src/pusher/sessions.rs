@@ -2,9 +2,8 @@
 //! and the [`Connection`] behind it, which knows nothing of how its messages travel.
 //!
 //! ```text
-//!             Unnamed ──first message (SockJS)──► Named ──close──► Over ──5 s──► (gone)
-//!  (nothing) ──first request (pusher-js)────────►   │
-//!                                                   └──client gone for 2 s or 3 s──► (gone)
+//!  (nothing) ──first request──► Open ──close──► Over ──5 s──► (gone)
+//!                                 └──client gone for 2 s or 3 s──► (gone)
 //! ```
 
 use std::collections::VecDeque;
@@ -35,8 +34,6 @@ const NEXT_REQUEST_WITHIN: Duration = Duration::from_secs(3);
 const REPETITION_WITHIN: Duration = Duration::from_secs(2);
 /// How long a session that is over keeps saying so.
 const OVER_FOR: Duration = Duration::from_secs(5);
-/// How long a client of SockJS may take to say which app it wants.
-const NAMED_WITHIN: Duration = Duration::from_secs(10);
 /// No stream is quiet for longer than twice this: proxies cut it after 30 s and more.
 const BEAT: Duration = Duration::from_secs(12);
 /// A poll is held for so long, for the same reason.
@@ -66,13 +63,8 @@ pub struct Client {
     arrived: Notify,
 }
 
-/// Makes the connection that a client of SockJS asks for.
-pub type Opening = Box<dyn FnOnce(&str) -> Result<Connection, Close> + Send>;
-
-pub enum Talk {
-    /// By when it has to tell which app it wants.
-    Unnamed(Option<Opening>, Instant),
-    Named(Box<Connection>),
+enum Talk {
+    Open(Box<Connection>),
     Over,
 }
 
@@ -116,17 +108,17 @@ impl Fallback {
         fallback
     }
 
-    /// The session of this id, or a new one with what `open` makes. `Err` says how the client is
+    /// The session of this id, or a new one with the connection that `open` makes. `Err` says how the client is
     /// turned away.
     pub fn find_or_open(
         &self,
         id: &str,
-        open: impl FnOnce(&Arc<Outbox>) -> Result<Talk, Close>,
+        open: impl FnOnce(&Arc<Outbox>) -> Result<Connection, Close>,
     ) -> Result<ClientSession, Close> {
         let found = self.sessions.find_or_open(id, NEXT_REQUEST_WITHIN, || {
             let outbox = Arc::new(Outbox::new(self.front.outbox_bytes_max));
-            let talk = open(&outbox).map_err(Turned::Away)?;
-            Ok((outbox, Client::new(talk)))
+            let connection = open(&outbox).map_err(Turned::Away)?;
+            Ok((outbox, Client::new(connection)))
         });
         found.map_err(|turned| match turned {
             Turned::Away(close) => close,
@@ -275,9 +267,9 @@ impl From<TooManySessions> for Turned {
 }
 
 impl Client {
-    fn new(talk: Talk) -> Self {
+    fn new(connection: Connection) -> Self {
         Self {
-            talk: tokio::sync::Mutex::new(talk),
+            talk: tokio::sync::Mutex::new(Talk::Open(Box::new(connection))),
             over: OnceLock::new(),
             requests: Mutex::default(),
             arrived: Notify::new(),
@@ -364,11 +356,6 @@ impl Client {
 }
 
 impl Talk {
-    /// For a client that has to say which app it wants.
-    pub fn unnamed(opening: Opening) -> Self {
-        Self::Unnamed(Some(opening), Instant::now() + NAMED_WITHIN)
-    }
-
     async fn take_in(
         &mut self,
         session: &ClientSession,
@@ -376,7 +363,7 @@ impl Talk {
         message_bytes_max: usize,
     ) -> Result<(), Close> {
         // Asks whether we are there, as `pusher:ping` does over a WebSocket (7.5).
-        if let (Self::Named(_), true) = (&self, messages.is_empty()) {
+        if let (Self::Open(_), true) = (&self, messages.is_empty()) {
             let pong = sockjs::quoted(&pusher::pong());
             session.outbox.push(pong.into());
         }
@@ -385,11 +372,7 @@ impl Talk {
                 return Err(Close::plain(1009, "Message too large"));
             }
             match self {
-                Self::Named(connection) => connection.on_text(&message).await?,
-                Self::Unnamed(opening, _) => {
-                    let Some(open) = opening.take() else { continue };
-                    *self = Self::Named(Box::new(open(&message)?));
-                }
+                Self::Open(connection) => connection.on_text(&message).await?,
                 Self::Over => return Ok(()),
             }
         }
@@ -398,11 +381,8 @@ impl Talk {
 
     fn on_time(&mut self, now: Instant) -> Result<(), Close> {
         match self {
-            Self::Named(connection) if connection.deadline().is_some_and(|due| due <= now) => {
+            Self::Open(connection) if connection.deadline().is_some_and(|due| due <= now) => {
                 connection.on_deadline()
-            }
-            Self::Unnamed(_, due) if *due <= now => {
-                Err(close::close(close::NOT_AUTHORIZED_IN_TIME))
             }
             _ => Ok(()),
         }

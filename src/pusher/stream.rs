@@ -22,7 +22,7 @@ use crate::hub::Frame;
 use crate::transport::receipt::{self, Receipts};
 use crate::transport::session::Carrier;
 use crate::transport::websocket::Close;
-use crate::wire::sockjs::{self, Framing, HEARTBEAT, NOTHING, OPEN};
+use crate::wire::sockjs::{self, HEARTBEAT, NOTHING, OPEN, line};
 
 /// What SockJS says to a request in whose place another has come (7.6).
 pub const ANOTHER_CONNECTION: (u16, &str) = (2010, "Another connection still open");
@@ -32,24 +32,18 @@ pub struct Answer {
     pub carrier: Carrier<Client>,
     /// Begins with the opening frame.
     pub opens: bool,
-    pub framing: Framing,
     /// In units of UTF-16: it ends with the frame that takes it past so many.
     pub units_max: usize,
     pub receipts: Receipts,
 }
 
 impl Answer {
-    /// Waits for something to say, but not for ever. An opening frame travels alone where an
-    /// answer has room for one frame only.
+    /// Waits for something to say, but not for ever.
     pub async fn poll(self) -> Response {
-        let has_one_frame = matches!(self.framing, Framing::Callback(_));
         let opening = match self.opens {
-            true => self.framing.wrap(OPEN),
+            true => line(OPEN),
             false => String::new(),
         };
-        if self.opens && has_one_frame {
-            return self.answered(opening);
-        }
         let measure = Measure {
             used: sockjs::units(&opening),
             units_max: self.units_max,
@@ -60,13 +54,10 @@ impl Answer {
             Fallback::poll_take(&self.carrier, cx, &mut batch, |frame| is_enough(frame))
         });
         let frames = match timeout(HOLD, taken).await {
-            Ok(Taken::Messages) => self.framing.wrap(&array(&batch)),
-            Ok(Taken::Close(close)) if has_one_frame => {
-                self.framing.wrap(&sockjs::close(close.code, &close.reason))
-            }
-            Ok(Taken::Close(close)) => farewell(&self.framing, &close),
-            Ok(Taken::Superseded) => superseded(&self.framing),
-            Err(_) => self.framing.wrap(HEARTBEAT),
+            Ok(Taken::Messages) => line(&array(&batch)),
+            Ok(Taken::Close(close)) => farewell(&close),
+            Ok(Taken::Superseded) => superseded(),
+            Err(_) => line(HEARTBEAT),
         };
         self.answered(opening + &frames)
     }
@@ -82,7 +73,7 @@ impl Answer {
     pub fn stream(self, prelude: &str, fallback: Arc<Fallback>) -> Response {
         let mut head = prelude.to_owned();
         if self.opens {
-            head.push_str(&self.framing.wrap(OPEN));
+            head.push_str(&line(OPEN));
         }
         let mut beats = interval(fallback.beat());
         beats.reset();
@@ -93,7 +84,6 @@ impl Answer {
             },
             head: Some(head.into()),
             carrier: Arc::new(self.carrier),
-            framing: self.framing,
             receipts: self.receipts,
             fallback,
             beats,
@@ -108,7 +98,6 @@ impl Answer {
 struct Body {
     head: Option<Bytes>,
     carrier: Arc<Carrier<Client>>,
-    framing: Framing,
     receipts: Receipts,
     fallback: Arc<Fallback>,
     beats: Interval,
@@ -135,24 +124,24 @@ impl Stream for Body {
         let taken = Fallback::poll_take(&this.carrier, cx, &mut this.batch, |f| is_enough(f));
         let text = match taken {
             Poll::Ready(Taken::Messages) => {
-                let text = this.framing.wrap(&array(&this.batch));
+                let text = line(&array(&this.batch));
                 this.batch.clear();
                 text
             }
             Poll::Ready(Taken::Close(close)) => {
                 this.has_ended = true;
-                farewell(&this.framing, &close)
+                farewell(&close)
             }
             Poll::Ready(Taken::Superseded) => {
                 this.has_ended = true;
-                superseded(&this.framing)
+                superseded()
             }
             Poll::Pending => loop {
                 if this.beats.poll_tick(cx).is_pending() {
                     return Poll::Pending;
                 }
                 if let Some(sign) = this.sign_of_life() {
-                    break this.framing.wrap(sign);
+                    break line(sign);
                 }
                 this.is_quiet = true;
             },
@@ -210,18 +199,18 @@ fn array(batch: &VecDeque<Frame>) -> String {
 }
 
 /// The error event, for whoever reads only events, then the close (7.6).
-pub fn farewell(framing: &Framing, close: &Close) -> String {
+pub fn farewell(close: &Close) -> String {
     let last_words = close.last_words.as_ref().map(|frame| {
         let message = sockjs::quoted(frame.as_str());
-        framing.wrap(&sockjs::array(std::iter::once(message.as_str())))
+        line(&sockjs::array(std::iter::once(message.as_str())))
     });
     let frame = sockjs::close(close.code, &close.reason);
-    last_words.unwrap_or_default() + &framing.wrap(&frame)
+    last_words.unwrap_or_default() + &line(&frame)
 }
 
-pub fn superseded(framing: &Framing) -> String {
+pub fn superseded() -> String {
     let (code, reason) = ANOTHER_CONNECTION;
-    framing.wrap(&sockjs::close(code, reason))
+    line(&sockjs::close(code, reason))
 }
 
 #[cfg(test)]
@@ -249,8 +238,8 @@ mod tests {
                 None => frames.to_vec(),
             };
             assert_eq!(taken.len(), messages, "{units_max}");
-            let line = Framing::Lines.wrap(&array(&taken.clone().into()));
-            let units = 4 + sockjs::units(&line);
+            let text = line(&array(&taken.clone().into()));
+            let units = 4 + sockjs::units(&text);
             assert_eq!(units > units_max, units_max < 23, "{units_max}");
         }
     }

@@ -13,14 +13,14 @@ use super::connection::Connection;
 use super::encoding::HTTP;
 use super::handshake;
 use super::http::{JAVASCRIPT, Request, receiving};
-use super::sessions::{Fallback, Receiving, Talk};
+use super::sessions::{Fallback, Receiving};
 use super::stream::{Answer, farewell, superseded};
 use crate::audit;
 use crate::auth::percent_decode;
 use crate::transport::http::{BodyError, read_body};
 use crate::transport::session::Vehicle;
 use crate::transport::websocket::Close;
-use crate::wire::sockjs::{self, ANSWER_UNITS_MAX, Framing, OPEN, PRELUDE_BYTES};
+use crate::wire::sockjs::{self, ANSWER_UNITS_MAX, OPEN, PRELUDE_BYTES, line};
 
 /// `xhr_streaming` and `xhr`: brings what there is for the client. The first such request of a
 /// session opens it.
@@ -38,7 +38,7 @@ pub async fn receive(request: &Request, key: &str, session_id: &str, vehicle: Ve
         let connection = Connection::open(front, app, outbox.clone(), &HTTP)?;
         let (app, socket_id) = connection.id();
         audit::connected(app, socket_id, peer.address);
-        Ok(Talk::Named(Box::new(connection)))
+        Ok(connection)
     });
     let session = match opened {
         Ok(session) => session,
@@ -47,12 +47,11 @@ pub async fn receive(request: &Request, key: &str, session_id: &str, vehicle: Ve
     let number = request.number();
     let (carrier, opens) = match fallback.receive(&session, number, vehicle).await {
         Receiving::Carrier { carrier, opens } => (carrier, opens),
-        Receiving::Refused => return receiving(superseded(&Framing::Lines), JAVASCRIPT),
+        Receiving::Refused => return receiving(superseded(), JAVASCRIPT),
     };
     let answer = Answer {
         carrier,
         opens,
-        framing: Framing::Lines,
         units_max: ANSWER_UNITS_MAX,
         receipts: request.receipts.clone(),
     };
@@ -64,15 +63,14 @@ pub async fn receive(request: &Request, key: &str, session_id: &str, vehicle: Ve
 }
 
 /// A line that old browsers and buffering proxies want to see before they pass on anything.
-pub fn prelude() -> String {
+fn prelude() -> String {
     sockjs::HEARTBEAT.repeat(PRELUDE_BYTES) + "\n"
 }
 
 /// All in one answer, so that nothing has to be remembered for the next.
 fn refused(close: &Close) -> Response {
     tracing::debug!(code = close.code, "connection refused");
-    let framing = Framing::Lines;
-    receiving(framing.wrap(OPEN) + &farewell(&framing, close), JAVASCRIPT)
+    receiving(line(OPEN) + &farewell(close), JAVASCRIPT)
 }
 
 /// `xhr_send`: an array of messages, each as it would be sent over a WebSocket. The client looks
@@ -82,7 +80,7 @@ pub async fn send(
     session_id: &str,
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Response {
-    match take(request, session_id, body, as_it_is).await {
+    match take(request, session_id, body).await {
         Ok(()) => {
             let mut response = Response::default();
             *response.status_mut() = StatusCode::NO_CONTENT;
@@ -94,16 +92,11 @@ pub async fn send(
     }
 }
 
-pub fn as_it_is(body: Vec<u8>) -> Option<String> {
-    String::from_utf8(body).ok()
-}
-
 /// Takes the messages of a request. `Err` is the answer to one that brings none.
-pub async fn take(
+async fn take(
     request: &Request,
     session_id: &str,
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
-    text_of: fn(Vec<u8>) -> Option<String>,
 ) -> Result<(), Box<Response>> {
     let refusal = |status, message: &str| {
         let response = crate::transport::http::text(status, message);
@@ -125,9 +118,9 @@ pub async fn take(
             return refusal(StatusCode::BAD_REQUEST, "Request body incomplete");
         }
     };
-    let messages = match text_of(body) {
-        Some(text) => sockjs::messages(&text),
-        None => Err(sockjs::Unreadable::Broken),
+    let messages = match String::from_utf8(body) {
+        Ok(text) => sockjs::messages(&text),
+        Err(_) => Err(sockjs::Unreadable::Broken),
     };
     match messages {
         Ok(messages) => {

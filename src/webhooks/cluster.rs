@@ -330,10 +330,7 @@ pub(super) mod testing {
     use redis::aio::{ConnectionLike, MultiplexedConnection};
     use redis::{Client, Pipeline};
 
-    use super::super::settle::{Subject, Told};
-    use super::super::store::Entry;
     use super::*;
-    use crate::model::{AppId, ChannelName};
 
     /// A real Redis of its own, ended when dropped.
     pub struct LocalRedis {
@@ -420,26 +417,6 @@ pub(super) mod testing {
                     .await
                     .map_err(|error| StoreError::new(&error.to_string()))
             })
-        }
-    }
-
-    pub fn named(name: &str) -> (AppId, String) {
-        (AppId::new("1"), name.to_owned())
-    }
-
-    pub fn occupied(channel: &str) -> Entry {
-        let name = ChannelName::parse(channel, 200).unwrap();
-        let app = AppId::new("1");
-        let subject = Subject {
-            channel: ChannelId::new(&app, &name),
-            user_id: None,
-        };
-        Entry {
-            app,
-            channel: channel.into(),
-            name: "channel_occupied",
-            json: Some(format!("{{{channel}}}")),
-            told: Some((subject, Told::Present)),
         }
     }
 }

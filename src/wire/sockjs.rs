@@ -1,4 +1,4 @@
-//! The frames of SockJS, which carry Pusher's messages over HTTP (`pusher.md` 7.3, 7.4, 7.7).
+//! The frames of SockJS, which carry Pusher's messages over HTTP (`pusher.md` 7.3, 7.4).
 
 use super::json::push_string;
 
@@ -68,41 +68,9 @@ pub fn units(text: &str) -> usize {
     bytes.iter().filter(|b| starts(b)).count() + bytes.iter().filter(|b| pairs(b)).count()
 }
 
-/// How frames stand in an answer, which differs from transport to transport.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Framing {
-    /// One after the other.
-    Lines,
-    /// Events of an event stream.
-    EventSource,
-    /// Scripts of a page that grows.
-    HtmlFile,
-    /// A script that calls this function, for the one frame of the answer.
-    Callback(String),
-}
-
-impl Framing {
-    pub fn wrap(&self, frame: &str) -> String {
-        match self {
-            Self::Lines => format!("{frame}\n"),
-            Self::EventSource => format!("data: {frame}\r\n\r\n"),
-            Self::HtmlFile => {
-                let mut out = String::from("<script>\np(");
-                // No end of the script within it.
-                push_string(&mut out, frame);
-                let mut out = out.replace("</", "<\\/");
-                out.push_str(");\n</script>\r\n");
-                out
-            }
-            Self::Callback(function) => {
-                // An old trick of scripts that are taken for something else begins with the name.
-                let mut out = format!("/**/{function}(");
-                push_string(&mut out, frame);
-                out.push_str(");\r\n");
-                out
-            }
-        }
-    }
+/// A frame as it stands in an answer.
+pub fn line(frame: &str) -> String {
+    format!("{frame}\n")
 }
 
 /// Why a client's request brings no messages; the text is SockJS's.

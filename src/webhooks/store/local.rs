@@ -666,6 +666,7 @@ impl Archive {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::{append, attempt, delivery, named, occupied};
     use super::*;
 
     fn settings(store_bytes_max: usize) -> Settings {
@@ -682,58 +683,8 @@ mod tests {
         (store, ids[0])
     }
 
-    fn named(name: &str) -> (AppId, String) {
-        (AppId::new("1"), name.to_owned())
-    }
-
-    fn occupied(channel: &str) -> Entry {
-        let name = ChannelName::parse(channel, 200).unwrap();
-        let app = AppId::new("1");
-        let subject = Subject {
-            channel: ChannelId::new(&app, &name),
-            user_id: None,
-        };
-        Entry {
-            app,
-            channel: channel.into(),
-            name: "channel_occupied",
-            json: Some(format!("{{{channel}}}")),
-            told: Some((subject, Told::Present)),
-        }
-    }
-
-    async fn append(store: &Local, channels: &[&str]) {
-        let entries = channels.iter().map(|channel| occupied(channel)).collect();
-        store.append(Arc::new(entries), 5, vec![]).await.unwrap();
-    }
-
-    fn delivery(endpoint: EndpointId, id: &str, state: State, seqs: &[u64]) -> Delivery {
-        Delivery {
-            id: id.to_owned(),
-            endpoint,
-            state,
-            created_ms: seqs[0],
-            expires_ms: 9,
-            seqs: seqs.to_vec(),
-            channels: vec!["a".into(), "b\"".into()],
-            key: "k".to_owned(),
-            signature: "s".to_owned(),
-            body: Some(Bytes::from("{}")),
-            is_replay: false,
-        }
-    }
-
     async fn begin(store: &Local, deliveries: Vec<Delivery>) {
         store.begin(Arc::new(deliveries)).await.unwrap();
-    }
-
-    fn attempt(status: u16) -> Attempt {
-        Attempt {
-            at_ms: 1,
-            took_ms: 2,
-            status: Some(status),
-            error: None,
-        }
     }
 
     #[tokio::test]

@@ -5,6 +5,8 @@
 
 mod local;
 pub(super) mod shared;
+#[cfg(test)]
+pub(super) mod testing;
 
 use std::fmt;
 use std::sync::Arc;

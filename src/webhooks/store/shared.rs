@@ -560,8 +560,9 @@ pub(in crate::webhooks) fn keep_lease(prefix: &str, token: &str, lease: Option<D
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::{append, attempt, delivery, named, occupied};
     use super::*;
-    use crate::webhooks::cluster::testing::{LocalRedis, named, occupied};
+    use crate::webhooks::cluster::testing::LocalRedis;
 
     async fn store(redis: &LocalRedis) -> (Shared, EndpointId) {
         let places = redis.places().await;
@@ -570,36 +571,6 @@ mod tests {
         let store = Shared::open(places, "mine".to_owned()).await.unwrap();
         let ids = store.activate(vec![named("hook")]).await.unwrap();
         (store, ids[0])
-    }
-
-    async fn append(store: &Shared, channels: &[&str]) {
-        let entries = channels.iter().map(|channel| occupied(channel)).collect();
-        store.append(Arc::new(entries), 5, vec![]).await.unwrap();
-    }
-
-    fn delivery(endpoint: EndpointId, id: &str, state: State, seqs: &[u64]) -> Delivery {
-        Delivery {
-            id: id.to_owned(),
-            endpoint,
-            state,
-            created_ms: seqs[0],
-            expires_ms: 9,
-            seqs: seqs.to_vec(),
-            channels: vec!["a".into(), "b\"".into()],
-            key: "k".to_owned(),
-            signature: "s".to_owned(),
-            body: Some(Bytes::from("{}")),
-            is_replay: false,
-        }
-    }
-
-    fn attempt(status: u16) -> Attempt {
-        Attempt {
-            at_ms: 1,
-            took_ms: 2,
-            status: Some(status),
-            error: None,
-        }
     }
 
     #[tokio::test]
