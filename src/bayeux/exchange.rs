@@ -1,5 +1,6 @@
 //! The messages of one request, answered in their order (`bayeux.md` 2.10).
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::check;
@@ -15,11 +16,16 @@ pub struct Answers {
 }
 
 impl Site {
-    pub(super) async fn answer(self: &Arc<Self>, messages: &[IncomingMessage<'_>]) -> Answers {
+    /// `from` is the sender's address.
+    pub(super) async fn answer(
+        self: &Arc<Self>,
+        messages: &[IncomingMessage<'_>],
+        from: IpAddr,
+    ) -> Answers {
         let mut answers = Answers::default();
         for message in messages {
             let reply = match message {
-                IncomingMessage::Handshake(request) => self.handshake(request),
+                IncomingMessage::Handshake(request) => self.handshake(request, from),
                 IncomingMessage::Connect(request) => match self.connect(request).await {
                     Connected::Now(reply) => reply,
                     Connected::Later(connecting) => {
@@ -28,9 +34,9 @@ impl Site {
                     }
                 },
                 IncomingMessage::Disconnect(request) => self.disconnect(request).await,
-                IncomingMessage::Subscribe(request) => self.subscribe(request).await,
+                IncomingMessage::Subscribe(request) => self.subscribe(request, from).await,
                 IncomingMessage::Unsubscribe(request) => self.unsubscribe(request).await,
-                IncomingMessage::Publish(request) => self.publish(request).await,
+                IncomingMessage::Publish(request) => self.publish(request, from).await,
                 IncomingMessage::Invalid(request) => request.refused(),
             };
             answers.replies.push(reply);
@@ -70,6 +76,8 @@ mod tests {
     use crate::transport::writer::Flushers;
     use crate::wire::bayeux::parse;
 
+    const LOCALHOST: std::net::Ipv4Addr = std::net::Ipv4Addr::LOCALHOST;
+
     struct Setup {
         front: Front,
         sink: FactSink,
@@ -94,7 +102,9 @@ mod tests {
     impl Setup {
         async fn send(&self, text: &str) -> Vec<Value> {
             let (site, _) = self.front.site("/faye").unwrap();
-            let answers = site.answer(&parse(text, 100).unwrap()).await;
+            let answers = site
+                .answer(&parse(text, 100).unwrap(), LOCALHOST.into())
+                .await;
             let replies = answers.replies.iter();
             replies.map(|r| serde_json::from_str(r).unwrap()).collect()
         }

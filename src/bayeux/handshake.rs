@@ -1,5 +1,6 @@
 //! `/meta/handshake` (`bayeux.md` 2.2): a client becomes a session.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::check;
@@ -7,6 +8,7 @@ use super::client::{Client, ClientSession};
 use super::encoding::encoding;
 use super::extensions::{TimeSync, wants_acks};
 use super::site::{SUPPORTED, Site, now_ms};
+use crate::audit;
 use crate::hub::Outbox;
 use crate::wire::bayeux::{
     Advice, BayeuxError, HANDSHAKE_DENIED, Handshake, Object, TOO_MANY_REQUESTS,
@@ -19,10 +21,11 @@ const WHEN_FULL_MS: u64 = 10_000;
 impl Site {
     /// `version` and `supportedConnectionTypes` are required. The reply's `ext.socket_id` is what
     /// the application signs (8.6).
-    pub(super) fn handshake(&self, request: &Handshake) -> String {
+    pub(super) fn handshake(&self, request: &Handshake, from: IpAddr) -> String {
         match self.open(request) {
             Ok(session) => {
                 let client = &session.client;
+                audit::connected(&client.app.id, client.socket_id, from);
                 let mut ext = Object::default().text("socket_id", &client.socket_id.to_string());
                 if client.unacknowledged.is_some() {
                     ext = ext.json("ack", "true");
@@ -32,7 +35,10 @@ impl Site {
                 let ext = ext.json_if_any("timesync", timesync.as_deref()).end();
                 request.accepted(&session.id, &SUPPORTED, &self.advice(), Some(&ext))
             }
-            Err((error, advice)) => request.refused(&error, &SUPPORTED, &advice),
+            Err((error, advice)) => {
+                self.audit_refused(None, from, "/meta/handshake", &error);
+                request.refused(&error, &SUPPORTED, &advice)
+            }
         }
     }
 

@@ -194,7 +194,7 @@ async fn respond(request: &Request, texts: Vec<String>, callback: Option<&str>) 
         return bad_request();
     }
     let site = &request.site;
-    let Some(Answers { replies, connects }) = exchange(site, texts).await else {
+    let Some(Answers { replies, connects }) = exchange(request, texts).await else {
         return bad_request();
     };
     // In the order in which they end (2.10).
@@ -244,13 +244,13 @@ async fn respond(request: &Request, texts: Vec<String>, callback: Option<&str>) 
 
 /// `None` for texts that hold no messages. Done to the end even if the client hangs up meanwhile
 /// and its request is dropped: a page that closes says goodbye and does not wait.
-async fn exchange(site: &Arc<Site>, texts: Vec<String>) -> Option<Answers> {
-    let site = site.clone();
+async fn exchange(request: &Request, texts: Vec<String>) -> Option<Answers> {
+    let (site, from) = (request.site.clone(), request.peer.address);
     let mut answering = Box::pin(async move {
         let messages_max = site.settings.limits.messages_per_request_max;
         let texts = texts.iter().map(String::as_str);
         let messages = parse_all(texts, messages_max).ok()?;
-        Some(site.answer(&messages).await)
+        Some(site.answer(&messages, from).await)
     });
     // Most need no task for that.
     match futures_util::poll!(&mut answering) {

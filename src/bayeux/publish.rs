@@ -1,5 +1,6 @@
 //! Publishing (`bayeux.md` 2.6, 8.5): whatever is no `/meta` channel.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -10,6 +11,7 @@ use super::client::ClientSession;
 use super::settings::{ClientPublish, Trust};
 use super::site::{Site, now_ms};
 use crate::apps::App;
+use crate::audit;
 use crate::metrics::{Limit, REFUSALS};
 use crate::model::{ChannelKind, ChannelName, Message, SessionFactKind, UserId};
 use crate::wire::bayeux::payload::{event_name, pusher_data};
@@ -21,14 +23,17 @@ use crate::wire::bayeux::{
 impl Site {
     /// `data` is required, `clientId` is not; proofs that the app asks for stand in `ext`, or in
     /// `signature`.
-    pub(super) async fn publish(&self, request: &Publish<'_>) -> String {
-        match self.try_publish(request).await {
+    pub(super) async fn publish(&self, request: &Publish<'_>, from: IpAddr) -> String {
+        match self.try_publish(request, from).await {
             Ok(()) => request.accepted(),
-            Err(error) => request.refused(&error),
+            Err(error) => {
+                self.audit_refused(request.client_id, from, &request.channel, &error);
+                request.refused(&error)
+            }
         }
     }
 
-    async fn try_publish(&self, request: &Publish<'_>) -> Result<(), BayeuxError> {
+    async fn try_publish(&self, request: &Publish<'_>, from: IpAddr) -> Result<(), BayeuxError> {
         let (destination, data) = check::publish(request, self.settings.style)?;
         let about = |reason: Reason| reason.of(&*request.channel);
         if data.len() > self.settings.limits.data_bytes_max {
@@ -78,6 +83,12 @@ impl Site {
             ext: ext.map(Into::into),
         };
         self.tell_published(&app, request, session.as_ref(), data);
+        let publisher = audit::Client {
+            app: &app.id,
+            socket_id: session.as_ref().map(|session| session.client.socket_id),
+            address: Some(from),
+        };
+        publisher.published(&message.name, channel.as_str(), is_trusted);
         if is_trusted {
             self.broker.publish(&app, &channel, message, None).await;
         } else {

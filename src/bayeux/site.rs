@@ -1,6 +1,7 @@
 //! One app's Bayeux server: its settings and its sessions.
 
-use std::sync::{Arc, Weak};
+use std::net::IpAddr;
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
@@ -9,12 +10,13 @@ use tokio_util::task::TaskTracker;
 use super::client::{Client, ClientSession};
 use super::settings::Settings;
 use crate::apps::{App, AppRegistry};
+use crate::audit;
 use crate::broker::Broker;
 use crate::model::AppId;
 use crate::transport::session::{Sessions, Vehicle};
 use crate::transport::websocket;
 use crate::transport::writer::Flushers;
-use crate::wire::bayeux::{Advice, ConnectionType, Given};
+use crate::wire::bayeux::{Advice, BayeuxError, ConnectionType, Given};
 
 /// How often sessions are looked through for those whose time is over.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -26,16 +28,25 @@ pub const SUPPORTED: [ConnectionType; 5] = ConnectionType::ALL;
 
 /// All apps' sites, found by their mounts.
 pub struct Front {
-    sites: Vec<Arc<Site>>,
+    sites: Arc<RwLock<Sites>>,
+    apps: Arc<AppRegistry>,
+    broker: Arc<Broker>,
+    tasks: TaskTracker,
+    flushers: Arc<Flushers>,
 }
 
+type Sites = Vec<Arc<Site>>;
+
+/// As it was configured last; a new configuration makes another one with the same sessions.
 pub struct Site {
     app_id: AppId,
     apps: Arc<AppRegistry>,
     pub broker: Arc<Broker>,
     pub settings: Settings,
-    pub sessions: Sessions<Client>,
+    pub sessions: Arc<Sessions<Client>>,
     pub websocket: Arc<websocket::Settings>,
+    /// With the one that is newer than this, if there is one.
+    all: Weak<RwLock<Sites>>,
 }
 
 impl Front {
@@ -48,33 +59,63 @@ impl Front {
         tasks: &TaskTracker,
         flushers: &Arc<Flushers>,
     ) -> Self {
-        let site = |(app_id, settings): (AppId, Settings)| {
-            let site = Arc::new(Site {
+        let front = Self {
+            sites: Arc::default(),
+            apps,
+            broker,
+            tasks: tasks.clone(),
+            flushers: flushers.clone(),
+        };
+        front.reload(sites, write_timeout);
+        tokio::spawn(sweep(Arc::downgrade(&front.sites)));
+        front
+    }
+
+    /// Takes other settings, which count from the next message on; sessions stay. An app that is
+    /// not there any more has no mount, and what is left of its sessions runs out.
+    pub fn reload(&self, mut settings: Vec<(AppId, Settings)>, write_timeout: Duration) {
+        let mut sites = self.sites.write().unwrap_or_else(PoisonError::into_inner);
+        for before in &*sites {
+            if !settings.iter().any(|(app_id, _)| *app_id == before.app_id) {
+                let gone = Settings {
+                    mounts: Vec::new(),
+                    ..before.settings.clone()
+                };
+                settings.push((before.app_id.clone(), gone));
+            }
+        }
+        let renewed = settings.into_iter().map(|(app_id, settings)| {
+            let before = sites.iter().find(|site| site.app_id == app_id);
+            let sessions_max = settings.limits.sessions_max;
+            let sessions = match before {
+                Some(before) => before.sessions.clone(),
+                None => Arc::new(Sessions::new(sessions_max)),
+            };
+            sessions.limit(sessions_max);
+            Arc::new(Site {
                 app_id,
-                apps: apps.clone(),
-                broker: broker.clone(),
-                sessions: Sessions::new(settings.limits.sessions_max),
+                apps: self.apps.clone(),
+                broker: self.broker.clone(),
+                sessions,
                 websocket: Arc::new(websocket::Settings {
                     ping_after: PING_AFTER,
                     pong_within: PING_AFTER,
                     write_timeout,
                     inbound_message_bytes_max: settings.limits.request_bytes_max,
-                    tasks: tasks.clone(),
-                    flushers: flushers.clone(),
+                    tasks: self.tasks.clone(),
+                    flushers: self.flushers.clone(),
                 }),
                 settings,
-            });
-            tokio::spawn(sweep(Arc::downgrade(&site)));
-            site
-        };
-        Self {
-            sites: sites.into_iter().map(site).collect(),
-        }
+                all: Arc::downgrade(&self.sites),
+            })
+        });
+        *sites = renewed.collect();
     }
 
     /// The site at a path, with the path's rest: the longest mount counts.
     pub(super) fn site<'p>(&self, path: &'p str) -> Option<(Arc<Site>, &'p str)> {
-        let mounts = self.sites.iter().flat_map(|site| {
+        let sites = self.sites.read().unwrap_or_else(PoisonError::into_inner);
+        let mounts = sites.iter().flat_map(|site| {
             let mounts = site.settings.mounts.iter();
             mounts.filter_map(move |mount| Some((site, super::below_mount(path, mount)?)))
         });
@@ -84,6 +125,16 @@ impl Front {
 }
 
 impl Site {
+    /// For whoever keeps a site for long.
+    pub fn newest(self: &Arc<Self>) -> Arc<Self> {
+        let all = self.all.upgrade();
+        let newest = all.and_then(|all| {
+            let all = all.read().unwrap_or_else(PoisonError::into_inner);
+            all.iter().find(|site| site.app_id == self.app_id).cloned()
+        });
+        newest.unwrap_or_else(|| self.clone())
+    }
+
     /// As it is configured now.
     pub fn app(&self) -> Option<Arc<App>> {
         self.apps.by_id(self.app_id.as_str())
@@ -109,6 +160,26 @@ impl Site {
         Advice {
             session_ms: Some(limits.session_lifetime.as_millis() as u64),
             ..Advice::retry(0, limits.hold.as_millis() as u64)
+        }
+    }
+
+    /// Writes down that somebody was refused what it may not do.
+    pub fn audit_refused(
+        &self,
+        client_id: Option<Given>,
+        from: IpAddr,
+        asked: &str,
+        error: &BayeuxError,
+    ) {
+        if error.reason.is_denial() {
+            let id = client_id.and_then(Given::text);
+            let session = id.and_then(|id| self.sessions.find(&id));
+            let client = audit::Client {
+                app: &self.app_id,
+                socket_id: session.map(|session| session.client.socket_id),
+                address: Some(from),
+            };
+            client.refused(asked, error.reason.text());
         }
     }
 
@@ -152,13 +223,14 @@ impl Site {
     }
 }
 
-/// Ends with its site.
-async fn sweep(site: Weak<Site>) {
+/// Ends with the front.
+async fn sweep(sites: Weak<RwLock<Sites>>) {
     loop {
         tokio::time::sleep(SWEEP).await;
-        match site.upgrade() {
-            Some(site) => site.sweep().await,
-            None => return,
+        let Some(sites) = sites.upgrade() else { return };
+        let sites = sites.read().unwrap_or_else(PoisonError::into_inner).clone();
+        for site in sites {
+            site.sweep().await;
         }
     }
 }

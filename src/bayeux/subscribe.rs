@@ -1,6 +1,7 @@
 //! `/meta/subscribe` and `/meta/unsubscribe` (`bayeux.md` 2.5, 8.4, 8.6): all that a message names,
 //! or nothing.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::authorise::presence_member;
@@ -43,10 +44,16 @@ impl Granted {
 impl Site {
     /// `clientId` and `subscription` are required; private and presence channels need a proof in
     /// `ext`, see `Asked::verify`.
-    pub(super) async fn subscribe(&self, request: &Subscribe<'_>) -> String {
+    pub(super) async fn subscribe(&self, request: &Subscribe<'_>, from: IpAddr) -> String {
         match self.try_subscribe(request).await {
             Ok(ext) => request.accepted(ext.as_deref()),
-            Err(error) => request.refused(&error),
+            Err(error) => {
+                let asked = request.subscription.as_ref().map(|s| s.elements());
+                let asked = asked.into_iter().flatten().filter_map(|name| name.text());
+                let asked: Vec<_> = asked.collect();
+                self.audit_refused(request.client_id, from, &asked.join(" "), &error);
+                request.refused(&error)
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 //! the session goes elsewhere or ends.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -29,6 +30,7 @@ pub fn answer(request: Request) -> Response {
     let Request {
         site,
         headers,
+        peer,
         on_upgrade,
         ..
     } = request;
@@ -52,6 +54,7 @@ pub fn answer(request: Request) -> Response {
                 replies: Outbox::new(bytes_max),
                 line: Mutex::default(),
             }),
+            from: peer.address,
             unreadable: 0,
         })
     })
@@ -59,6 +62,8 @@ pub fn answer(request: Request) -> Response {
 
 struct Socket {
     outgoing: Arc<Outgoing>,
+    /// The client's address.
+    from: IpAddr,
     /// How many messages in all could not be read.
     unreadable: u32,
 }
@@ -168,7 +173,7 @@ impl Conversation for Socket {
     const READS_BINARY: bool = true;
 
     async fn on_text(&mut self, text: &str) -> Result<(), Close> {
-        let site = self.outgoing.site.clone();
+        let site = self.outgoing.site.newest();
         let messages_max = site.settings.limits.messages_per_request_max;
         let Ok(messages) = parse(text, messages_max) else {
             self.unreadable += 1;
@@ -177,7 +182,7 @@ impl Conversation for Socket {
                 false => Err(Close::plain(1008, "No Bayeux messages")),
             };
         };
-        let Answers { replies, connects } = site.answer(&messages).await;
+        let Answers { replies, connects } = site.answer(&messages, self.from).await;
         // Older clients send an empty array now and then, and have it answered.
         if !replies.is_empty() || messages.is_empty() {
             self.outgoing.reply(replies);

@@ -346,6 +346,12 @@ impl Connection {
             user_id: member.as_ref().map(|member| member.user_id.clone()),
             ext: None,
         };
+        let sender = audit::Client {
+            app: &self.app.id,
+            socket_id: Some(self.socket_id),
+            address: None,
+        };
+        sender.published(&message.name, channel.as_str(), false);
         (self.front.broker)
             .client_event(
                 &self.app,
