@@ -26,6 +26,7 @@ use crate::hub::{Hub, Load};
 use crate::metrics::{self, CUT_OFFS, CutOff, Page};
 use crate::model::AppId;
 use crate::model::ids::IdSource;
+use crate::transport::outbound::OutboundError;
 use crate::transport::peer::Addresses;
 use crate::transport::socket::Socket;
 use crate::transport::websocket;
@@ -64,6 +65,7 @@ pub enum StartError {
     Listen(std::io::Error),
     Tls(Problem),
     Webhooks(webhooks::StartError),
+    Bayeux(OutboundError),
 }
 
 /// What lives while the server runs.
@@ -153,7 +155,8 @@ impl Server {
             settings.write_timeout,
             &lives.tasks,
             &flushers,
-        );
+        )
+        .map_err(StartError::Bayeux)?;
         let status = Arc::new(Status::default());
         show(&status, broker.clone(), lives.tasks.clone());
         if let Some(redis) = &redis {
@@ -507,6 +510,7 @@ impl std::fmt::Display for StartError {
             Self::Tls(problem) => problem.fmt(f),
             Self::Listen(error) => error.fmt(f),
             Self::Webhooks(error) => error.fmt(f),
+            Self::Bayeux(error) => error.fmt(f),
         }
     }
 }

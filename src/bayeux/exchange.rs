@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::check;
 use super::connect::{Connected, Connecting};
+use super::permission::ShownHeaders;
 use super::site::Site;
 use crate::wire::bayeux::{Disconnect, IncomingMessage};
 
@@ -13,19 +14,29 @@ use crate::wire::bayeux::{Disconnect, IncomingMessage};
 pub struct Answers {
     pub replies: Vec<String>,
     pub connects: Vec<Connecting>,
+    /// Whether there was a handshake.
+    pub has_opened: bool,
+}
+
+/// Who sent a request, or opened the WebSocket.
+pub struct Sender {
+    pub address: IpAddr,
+    pub headers: ShownHeaders,
 }
 
 impl Site {
-    /// `from` is the sender's address.
     pub(super) async fn answer(
         self: &Arc<Self>,
         messages: &[IncomingMessage<'_>],
-        from: IpAddr,
+        sender: &Sender,
     ) -> Answers {
         let mut answers = Answers::default();
         for message in messages {
             let reply = match message {
-                IncomingMessage::Handshake(request) => self.handshake(request, from),
+                IncomingMessage::Handshake(request) => {
+                    answers.has_opened = true;
+                    self.handshake(request, sender).await
+                }
                 IncomingMessage::Connect(request) => match self.connect(request).await {
                     Connected::Now(reply) => reply,
                     Connected::Later(connecting) => {
@@ -34,9 +45,9 @@ impl Site {
                     }
                 },
                 IncomingMessage::Disconnect(request) => self.disconnect(request).await,
-                IncomingMessage::Subscribe(request) => self.subscribe(request, from).await,
+                IncomingMessage::Subscribe(request) => self.subscribe(request, sender).await,
                 IncomingMessage::Unsubscribe(request) => self.unsubscribe(request).await,
-                IncomingMessage::Publish(request) => self.publish(request, from).await,
+                IncomingMessage::Publish(request) => self.publish(request, sender).await,
                 IncomingMessage::Invalid(request) => request.refused(),
             };
             answers.replies.push(reply);
@@ -95,16 +106,18 @@ mod tests {
         let patience = Duration::from_secs(10);
         let flushers = Arc::new(Flushers::start());
         let tasks = Default::default();
-        let front = Front::start(config.bayeux, apps, broker, patience, &tasks, &flushers);
+        let front = Front::start(config.bayeux, apps, broker, patience, &tasks, &flushers).unwrap();
         Setup { front, sink, facts }
     }
 
     impl Setup {
         async fn send(&self, text: &str) -> Vec<Value> {
             let (site, _) = self.front.site("/faye").unwrap();
-            let answers = site
-                .answer(&parse(text, 100).unwrap(), LOCALHOST.into())
-                .await;
+            let sender = Sender {
+                address: LOCALHOST.into(),
+                headers: ShownHeaders::default(),
+            };
+            let answers = site.answer(&parse(text, 100).unwrap(), &sender).await;
             let replies = answers.replies.iter();
             replies.map(|r| serde_json::from_str(r).unwrap()).collect()
         }

@@ -1,6 +1,5 @@
 //! Publishing (`bayeux.md` 2.6, 8.5): whatever is no `/meta` channel.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -8,6 +7,8 @@ use serde::de::IgnoredAny;
 
 use super::check::{self, Destination, Service};
 use super::client::ClientSession;
+use super::exchange::Sender;
+use super::permission::{Matter, Question};
 use super::settings::{ClientPublish, Trust};
 use super::site::{Site, now_ms};
 use crate::apps::App;
@@ -23,17 +24,17 @@ use crate::wire::bayeux::{
 impl Site {
     /// `data` is required, `clientId` is not; proofs that the app asks for stand in `ext`, or in
     /// `signature`.
-    pub(super) async fn publish(&self, request: &Publish<'_>, from: IpAddr) -> String {
-        match self.try_publish(request, from).await {
+    pub(super) async fn publish(&self, request: &Publish<'_>, sender: &Sender) -> String {
+        match self.try_publish(request, sender).await {
             Ok(()) => request.accepted(),
             Err(error) => {
-                self.audit_refused(request.client_id, from, &request.channel, &error);
+                self.audit_refused(request.client_id, sender, &request.channel, &error);
                 request.refused(&error)
             }
         }
     }
 
-    async fn try_publish(&self, request: &Publish<'_>, from: IpAddr) -> Result<(), BayeuxError> {
+    async fn try_publish(&self, request: &Publish<'_>, sender: &Sender) -> Result<(), BayeuxError> {
         let (destination, data) = check::publish(request, self.settings.style)?;
         let about = |reason: Reason| reason.of(&*request.channel);
         if data.len() > self.settings.limits.data_bytes_max {
@@ -55,7 +56,20 @@ impl Site {
         };
         let app = self.app().filter(|app| app.enabled);
         let app = app.ok_or_else(|| about(FORBIDDEN_CHANNEL))?;
-        let trust = self.settings.check_publish(request, now_ms())?;
+        let mut trust = self.settings.check_publish(request, now_ms())?;
+        if trust != Trust::Application {
+            let question = Question {
+                matter: Matter::Publish,
+                channel: &request.channel,
+                client_id: request.client_id,
+                subscription: None,
+                ext: request.ext.json(),
+                headers: &sender.headers,
+            };
+            if self.ask(&app, question).await? {
+                trust = Trust::Permitted;
+            }
+        }
         if channel.kind() == ChannelKind::PrivateEncrypted && !is_ciphertext(data) {
             return Err(about(FORBIDDEN_CHANNEL));
         }
@@ -76,17 +90,22 @@ impl Site {
             true => request.ext.forwardable(|key| self.settings.is_proof(key)),
             false => None,
         };
+        let members = match self.settings.forward_unknown_members {
+            true => request.forwardable(),
+            false => None,
+        };
         let message = Message {
             name: name.into(),
             data: pusher_data(data).into(),
             user_id,
             ext: ext.map(Into::into),
+            members: members.map(Into::into),
         };
         self.tell_published(&app, request, session.as_ref(), data);
         let publisher = audit::Client {
             app: &app.id,
             socket_id: session.as_ref().map(|session| session.client.socket_id),
-            address: Some(from),
+            address: Some(sender.address),
         };
         publisher.published(&message.name, channel.as_str(), is_trusted);
         if is_trusted {

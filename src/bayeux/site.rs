@@ -1,18 +1,22 @@
 //! One app's Bayeux server: its settings and its sessions.
 
-use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
+use warp::http::HeaderMap;
 
+use super::browsers::Browsers;
 use super::client::{Client, ClientSession};
+use super::exchange::Sender;
+use super::permission::{Permission, Question, ShownHeaders};
 use super::settings::Settings;
 use crate::apps::{App, AppRegistry};
 use crate::audit;
 use crate::broker::Broker;
 use crate::model::AppId;
+use crate::transport::outbound::OutboundError;
 use crate::transport::session::{Sessions, Vehicle};
 use crate::transport::websocket;
 use crate::transport::writer::Flushers;
@@ -47,6 +51,8 @@ pub struct Site {
     pub websocket: Arc<websocket::Settings>,
     /// With the one that is newer than this, if there is one.
     all: Weak<RwLock<Sites>>,
+    pub permission: Option<Permission>,
+    pub browsers: Arc<Browsers>,
 }
 
 impl Front {
@@ -58,7 +64,7 @@ impl Front {
         write_timeout: Duration,
         tasks: &TaskTracker,
         flushers: &Arc<Flushers>,
-    ) -> Self {
+    ) -> Result<Self, OutboundError> {
         let front = Self {
             sites: Arc::default(),
             apps,
@@ -66,14 +72,18 @@ impl Front {
             tasks: tasks.clone(),
             flushers: flushers.clone(),
         };
-        front.reload(sites, write_timeout);
+        front.reload(sites, write_timeout)?;
         tokio::spawn(sweep(Arc::downgrade(&front.sites)));
-        front
+        Ok(front)
     }
 
     /// Takes other settings, which count from the next message on; sessions stay. An app that is
     /// not there any more has no mount, and what is left of its sessions runs out.
-    pub fn reload(&self, mut settings: Vec<(AppId, Settings)>, write_timeout: Duration) {
+    pub fn reload(
+        &self,
+        mut settings: Vec<(AppId, Settings)>,
+        write_timeout: Duration,
+    ) -> Result<(), OutboundError> {
         let mut sites = self.sites.write().unwrap_or_else(PoisonError::into_inner);
         for before in &*sites {
             if !settings.iter().any(|(app_id, _)| *app_id == before.app_id) {
@@ -87,12 +97,14 @@ impl Front {
         let renewed = settings.into_iter().map(|(app_id, settings)| {
             let before = sites.iter().find(|site| site.app_id == app_id);
             let sessions_max = settings.limits.sessions_max;
-            let sessions = match before {
-                Some(before) => before.sessions.clone(),
-                None => Arc::new(Sessions::new(sessions_max)),
+            let (sessions, browsers) = match before {
+                Some(before) => (before.sessions.clone(), before.browsers.clone()),
+                None => (Arc::new(Sessions::new(sessions_max)), Arc::default()),
             };
-            sessions.limit(sessions_max);
-            Arc::new(Site {
+            let permission = settings.permission.clone().map(Permission::new);
+            Ok(Arc::new(Site {
+                permission: permission.transpose()?,
+                browsers,
                 app_id,
                 apps: self.apps.clone(),
                 broker: self.broker.clone(),
@@ -107,9 +119,14 @@ impl Front {
                 }),
                 settings,
                 all: Arc::downgrade(&self.sites),
-            })
+            }))
         });
-        *sites = renewed.collect();
+        let renewed = renewed.collect::<Result<Sites, _>>()?;
+        for site in &renewed {
+            site.sessions.limit(site.settings.limits.sessions_max);
+        }
+        *sites = renewed;
+        Ok(())
     }
 
     /// The site at a path, with the path's rest: the longest mount counts.
@@ -154,6 +171,22 @@ impl Site {
         Some(session)
     }
 
+    /// What of a request's headers the application wants to see.
+    pub fn shown(&self, headers: &HeaderMap) -> ShownHeaders {
+        let permission = self.permission.as_ref();
+        permission.map_or_else(ShownHeaders::default, |asked| asked.shown(headers))
+    }
+
+    /// Whether the application was asked; `Err` if it refused.
+    pub async fn ask(&self, app: &App, question: Question<'_>) -> Result<bool, BayeuxError> {
+        match &self.permission {
+            Some(permission) if permission.is_about(question.matter) => {
+                permission.check(app, question).await.map(|()| true)
+            }
+            _ => Ok(false),
+        }
+    }
+
     /// What a client is told to do next as long as all is well.
     pub fn advice(&self) -> Advice {
         let limits = &self.settings.limits;
@@ -167,7 +200,7 @@ impl Site {
     pub fn audit_refused(
         &self,
         client_id: Option<Given>,
-        from: IpAddr,
+        sender: &Sender,
         asked: &str,
         error: &BayeuxError,
     ) {
@@ -177,7 +210,7 @@ impl Site {
             let client = audit::Client {
                 app: &self.app_id,
                 socket_id: session.map(|session| session.client.socket_id),
-                address: Some(from),
+                address: Some(sender.address),
             };
             client.refused(asked, error.reason.text());
         }

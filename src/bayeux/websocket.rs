@@ -3,7 +3,6 @@
 //! the session goes elsewhere or ends.
 
 use std::collections::VecDeque;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -14,7 +13,7 @@ use warp::reply::Response;
 use super::client::Client;
 use super::connect::{Connecting, Waiting};
 use super::encoding::message_of;
-use super::exchange::Answers;
+use super::exchange::{Answers, Sender};
 use super::http::Request;
 use super::site::Site;
 use crate::hub::{Closing, Frame, Outbox};
@@ -34,6 +33,10 @@ pub fn answer(request: Request) -> Response {
         on_upgrade,
         ..
     } = request;
+    let sender = Sender {
+        address: peer.address,
+        headers: site.shown(&headers),
+    };
     let mut upgrade = match Upgrade::accept(&headers, on_upgrade) {
         Ok(upgrade) => upgrade,
         Err(refusal) => return *refusal,
@@ -54,7 +57,7 @@ pub fn answer(request: Request) -> Response {
                 replies: Outbox::new(bytes_max),
                 line: Mutex::default(),
             }),
-            from: peer.address,
+            sender,
             unreadable: 0,
         })
     })
@@ -62,8 +65,7 @@ pub fn answer(request: Request) -> Response {
 
 struct Socket {
     outgoing: Arc<Outgoing>,
-    /// The client's address.
-    from: IpAddr,
+    sender: Sender,
     /// How many messages in all could not be read.
     unreadable: u32,
 }
@@ -131,7 +133,9 @@ impl Outgoing {
         let Some(bound) = &mut line.bound else { return };
         if let Some((held, _)) = bound.held.take() {
             let session = &bound.carrier.session;
-            let (reply, events) = self.site.accepted(session, &held, events);
+            let (reply, events) = self
+                .site
+                .accepted(session, &held, &self.site.advice(), events);
             bound.carrier.written();
             let messages = [reply.as_str()].into_iter();
             let frame = join(messages.chain(events.iter().map(message_of)));
@@ -182,7 +186,9 @@ impl Conversation for Socket {
                 false => Err(Close::plain(1008, "No Bayeux messages")),
             };
         };
-        let Answers { replies, connects } = site.answer(&messages, self.from).await;
+        let Answers {
+            replies, connects, ..
+        } = site.answer(&messages, &self.sender).await;
         // Older clients send an empty array now and then, and have it answered.
         if !replies.is_empty() || messages.is_empty() {
             self.outgoing.reply(replies);

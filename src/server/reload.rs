@@ -76,8 +76,18 @@ impl Reloader {
     /// file now. Returns what else is different and waits for a restart; `Err` says why nothing was
     /// taken over.
     pub fn reload(&self, config: Config) -> Result<Vec<&'static str>, String> {
-        if let (Some(certificate), Some(settings)) = (&self.certificate, &config.server.tls) {
-            let prepared = tls::prepare(settings).map_err(|problem| problem.to_string())?;
+        let certificate = match (&self.certificate, &config.server.tls) {
+            (Some(certificate), Some(settings)) => {
+                let prepared = tls::prepare(settings).map_err(|problem| problem.to_string())?;
+                Some((certificate, prepared))
+            }
+            _ => None,
+        };
+        (self.rooms.bayeux)
+            .reload(config.bayeux.clone(), config.server.write_timeout)
+            .map_err(|error| error.to_string())?;
+        // From here on nothing can fail.
+        if let Some((certificate, prepared)) = certificate {
             certificate.replace(prepared);
         }
         let waiting = self.started_with.differs_in(&config);
@@ -88,7 +98,6 @@ impl Reloader {
             None => None,
         };
         self.rooms.apps.replace(config.apps);
-        (self.rooms.bayeux).reload(config.bayeux, settings.write_timeout);
         let addresses = self.serving.get().addresses.clone();
         let addresses = addresses.limited(settings.connections_per_address_max);
         (self.serving).replace(self.rooms.serve(settings, addresses));
