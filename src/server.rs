@@ -37,6 +37,7 @@ use crate::metrics::{self, CUT_OFFS, CutOff, HTTP_ANSWERS, Page};
 use crate::model::AppId;
 use crate::model::ids::IdSource;
 use crate::transport::http::text;
+use crate::transport::outbound::OutboundError;
 use crate::transport::peer::{Addresses, Peer, Room, Seat, TrustedProxies};
 use crate::transport::receipt::{Connection, Receipted, Receipts};
 use crate::transport::websocket::{self, is_websocket_request};
@@ -85,6 +86,7 @@ pub enum StartError {
     Listen(std::io::Error),
     Tls(String),
     Webhooks(webhooks::StartError),
+    Bayeux(OutboundError),
 }
 
 /// What lives while the server runs.
@@ -205,7 +207,8 @@ impl Server {
             settings.write_timeout,
             &lives.tasks,
             &flushers,
-        );
+        )
+        .map_err(StartError::Bayeux)?;
         let rest = rest::Front {
             broker: broker.clone(),
             apps,
@@ -672,6 +675,7 @@ impl std::fmt::Display for StartError {
             Self::Tls(error) => f.write_str(error),
             Self::Listen(error) => error.fmt(f),
             Self::Webhooks(error) => error.fmt(f),
+            Self::Bayeux(error) => error.fmt(f),
         }
     }
 }

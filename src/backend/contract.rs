@@ -633,6 +633,7 @@ pub fn message(data: &str) -> Message {
         data: data.into(),
         user_id: None,
         ext: None,
+        members: None,
     }
 }
 
