@@ -23,6 +23,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use raptor::auth::Secret;
 use support::{Http, Server, WebSocket};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -42,7 +43,6 @@ const ATTACKS: [(&str, Load); 8] = [
     ("flood", Load::FEW),
     ("stopped", Load::MANY),
 ];
-const ROUNDS: usize = 5;
 const CONNECTIONS: usize = 1_000;
 const SUBSCRIPTIONS: usize = 100_000;
 const PATH: &str = "/app/key?protocol=7";
@@ -53,6 +53,7 @@ struct Load {
     events_per_sec: u32,
     event_bytes: usize,
     phase_secs: u64,
+    rounds: usize,
     ratio_max: f64,
 }
 
@@ -61,7 +62,8 @@ impl Load {
         subscribers: 50,
         events_per_sec: 50,
         event_bytes: 1_000,
-        phase_secs: 3,
+        phase_secs: 2,
+        rounds: 9,
         ratio_max: 1.5,
     };
     /// A tenth more of them stop reading.
@@ -70,6 +72,7 @@ impl Load {
         events_per_sec: 4,
         event_bytes: 4_000,
         phase_secs: 8,
+        rounds: 5,
         ratio_max: 1.2,
     };
 }
@@ -114,7 +117,7 @@ async fn measure(name: &str, load: Load) -> bool {
 
     let before = raptor.counted().await;
     let (mut quiet, mut attacked) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
+    for _ in 0..load.rounds {
         for (command, p99s) in [("quiet", &mut quiet), ("attack", &mut attacked)] {
             attackers.tell(command);
             sleep(Duration::from_millis(300)).await;
@@ -348,8 +351,10 @@ async fn attack(name: &str, ports: [u16; 2]) {
         _ => 8,
     };
     let (say, said) = watch::channel(false);
-    for _ in 0..tasks {
-        tokio::task::spawn_local(again(name, ports, said.clone()));
+    for nth in 0..tasks {
+        // Not all in the same moment, again and again.
+        let late = Duration::from_millis(2 * nth as u64);
+        tokio::task::spawn_local(again(name, ports, late, said.clone()));
     }
     if name == "stopped" {
         // Until all have subscribed.
@@ -362,7 +367,8 @@ async fn attack(name: &str, ports: [u16; 2]) {
 }
 
 /// While it is said to.
-async fn again(name: &str, ports: [u16; 2], mut said: watch::Receiver<bool>) {
+async fn again(name: &str, ports: [u16; 2], late: Duration, mut said: watch::Receiver<bool>) {
+    sleep(late).await;
     if name == "stopped" {
         return stop_and_go(ports[0], said).await;
     }
@@ -500,14 +506,24 @@ async fn subscriptions(port: u16) -> io::Result<()> {
     Ok(())
 }
 
-/// Messages as fast as they are taken.
+/// Client events as fast as they are taken.
 async fn flood(port: u16) -> io::Result<()> {
     let mut socket = WebSocket::connect(port, PATH).await;
-    socket.expect("connection_established").await;
+    let established = socket.expect("connection_established").await;
+    let (_, rest) = established
+        .split_once(r#"socket_id\":\""#)
+        .expect("a socket id");
+    let socket_id = rest.split('\\').next().unwrap();
+    let signature = Secret::new("secret").sign(format!("{socket_id}:private-room").as_bytes());
+    let data = format!(r#"{{"channel":"private-room","auth":"key:{signature}"}}"#);
+    socket
+        .send(&format!(r#"{{"event":"pusher:subscribe","data":{data}}}"#))
+        .await;
+    socket.expect("subscription_succeeded").await;
     loop {
         for _ in 0..100 {
             socket
-                .send(r#"{"event":"client-flood","channel":"private-nowhere","data":"x"}"#)
+                .send(r#"{"event":"client-flood","channel":"private-room","data":"x"}"#)
                 .await;
         }
         socket.send(r#"{"event":"pusher:ping","data":{}}"#).await;
