@@ -194,7 +194,9 @@ impl Server {
             activity_timeout: settings.activity_timeout,
             assume_protocol: settings.assume_protocol,
             outbox_bytes_max: settings.outbox_bytes_max,
+            http_sessions_max: settings.http_sessions_max,
         });
+        let fallback = pusher::Fallback::start(pusher.clone());
         let bayeux = bayeux::Front::start(
             bayeux,
             apps.clone(),
@@ -210,6 +212,8 @@ impl Server {
         };
         let status = Arc::new(Status::default());
         show(&status, broker.clone(), lives.tasks.clone());
+        let shown = fallback.clone();
+        status.show(move |page| shown.show(page));
         if let Some(redis) = &redis {
             show_redis(&status, redis);
         }
@@ -231,7 +235,7 @@ impl Server {
             listener,
             tls,
             broker,
-            fallback: pusher::Fallback::start(pusher.clone()),
+            fallback,
             pusher,
             rest: Arc::new(rest),
             bayeux: Arc::new(bayeux),

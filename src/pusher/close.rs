@@ -30,6 +30,8 @@ closes! {
     TERMINATED = 4009 "You got disconnected by the app.";
     /// The peer did not read fast enough.
     OVER_CAPACITY = 4100 "Over capacity";
+    /// There are `http_sessions_max`.
+    TOO_MANY_SESSIONS = 4100 "Too many sessions over HTTP";
     TOO_MANY_OF_ADDRESS = 4100 "Too many connections from this address";
     /// Whoever came back at once would find nobody, and then wait for long.
     RESTARTING = 4100 "Server is restarting";

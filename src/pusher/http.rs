@@ -14,6 +14,7 @@ use warp::path::FullPath;
 use warp::reply::Response;
 use warp::{Filter, Rejection};
 
+use super::numbers::Stamp;
 use super::sessions::Fallback;
 use super::stats::ReportTransport;
 use super::xhr;
@@ -128,10 +129,7 @@ async fn answer(
             session_id,
             transport,
         } => match (method, &**transport) {
-            (&Method::OPTIONS, _) => {
-                request.announce(session_id, transport);
-                preflight(&request.headers)
-            }
+            (&Method::OPTIONS, _) => preflight(&request.headers),
             (&Method::POST, "xhr_streaming") => {
                 xhr::receive(&request, key, session_id, Vehicle::Stream).await
             }
@@ -157,19 +155,25 @@ fn wrong_method() -> Response {
 }
 
 impl Request {
-    /// The client's count of requests, where it tells it (7.2).
-    pub fn number(&self) -> Option<u64> {
-        let mut pairs = url::form_urlencoded::parse(self.query.as_bytes());
-        let (_, number) = pairs.find(|(name, _)| name == "n")?;
-        number.parse().ok()
+    /// How the client counts its requests, where it tells (7.2).
+    pub fn stamp(&self) -> Option<Stamp> {
+        /// JavaScript counts no further.
+        const NUMBER_MAX: u64 = (1 << 53) - 1;
+        let named = |wanted: &str| {
+            let mut pairs = url::form_urlencoded::parse(self.query.as_bytes());
+            let (_, value) = pairs.find(|(name, _)| name == wanted)?;
+            value.parse().ok()
+        };
+        let number = named("n").filter(|number| *number <= NUMBER_MAX)?;
+        let ms = named("t").unwrap_or_default();
+        Some(Stamp { number, ms })
     }
 
-    fn announce(&self, session_id: &str, transport: &str) {
-        if transport == "xhr_send"
-            && let Some(number) = self.number()
-            && let Some(session) = self.fallback.sessions.find(session_id)
-        {
-            session.client.announce(number);
+    /// So that no other session of the page waits for it.
+    pub fn is_of_no_session(&self, session_id: &str) {
+        if let Some(stamp) = self.stamp() {
+            let browsers = &self.fallback.browsers;
+            browsers.stray(self.peer.address, &self.headers, session_id, stamp);
         }
     }
 }

@@ -1,67 +1,68 @@
 //! In which order a session's messages are taken. A browser spreads requests over several
 //! connections, so that they may overtake each other, and it or a proxy may send one twice. The
-//! number that pusher-js puts into each URL tells (`n`, `pusher.md` 7.2): it counts the requests
-//! of a page, those of other sessions and those that bring nothing included.
+//! number that pusher-js puts into each URL tells ([`super::numbers`]): messages wait for all
+//! lower numbers but those that are other sessions'.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long messages wait for a request with a lower number, which may be somebody else's.
-const MISSING_WAIT: Duration = Duration::from_millis(25);
-/// How long they wait for a request that a preflight has announced.
-const ANNOUNCED_WAIT: Duration = Duration::from_secs(1);
-/// So many numbers that did not come are remembered.
-const MISSING_MAX: usize = 64;
+use super::numbers::{Missing, Numbers, Stamp};
 
-#[derive(Default)]
+/// How long a number is waited for: longer than a browser needs to open a connection, two lost
+/// packets included. Then its request has failed, and pusher-js does not repeat it.
+const ORDER_WAIT: Duration = Duration::from_secs(5);
+/// The same where numbers go elsewhere, perhaps to another server: none of the last few that were
+/// missing came.
+const SHORT_WAIT: Duration = Duration::from_millis(100);
+/// So many numbers after one that did not come.
+const SHORT_FOR: u64 = 64;
+
 pub struct Inbox {
-    /// One more than the highest number that was seen.
-    next: Option<u64>,
-    /// Lower numbers that were not seen, and until when they are waited for.
-    missing: BTreeMap<u64, Instant>,
+    numbers: Numbers,
     /// By the number of their request; of the same number, in the order of arrival.
     waiting: BTreeMap<(u64, u64), Vec<String>>,
     arrivals: u64,
+    newest: u64,
+    /// Below this number the short wait is long enough.
+    short_below: u64,
 }
 
 /// What is next to be taken.
 #[derive(PartialEq, Eq, Debug)]
 pub enum Next {
     Messages(Vec<String>),
-    /// Something lower may still come until then.
+    /// Something lower may still come until then, here or in another session.
     Wait(Instant),
     Nothing,
 }
 
 impl Inbox {
-    /// A request is there. Whether it was there before.
-    pub fn has_seen(&mut self, number: u64, now: Instant) -> bool {
-        if self.next.is_some_and(|next| number < next) {
-            return self.missing.remove(&number).is_none();
+    pub fn new(numbers: Numbers) -> Self {
+        Self {
+            numbers,
+            waiting: BTreeMap::new(),
+            arrivals: 0,
+            newest: 0,
+            short_below: 0,
         }
-        self.advance(number, now);
-        false
     }
 
-    /// A request is about to come.
-    pub fn announce(&mut self, number: u64, now: Instant) {
-        let until = now + ANNOUNCED_WAIT;
-        if self.next.is_some_and(|next| number < next) {
-            if let Some(waits_until) = self.missing.get_mut(&number) {
-                *waits_until = until;
-            }
-            return;
-        }
-        self.advance(number, now);
-        self.missing.insert(number, until);
+    /// A request is there. Whether it was there before.
+    pub fn has_seen(&mut self, stamp: Stamp, now: Instant) -> bool {
+        let wait = match stamp.number < self.short_below {
+            true => SHORT_WAIT,
+            false => ORDER_WAIT,
+        };
+        self.newest = self.newest.max(stamp.number);
+        !self.numbers.note(stamp, now + wait)
     }
 
     /// Messages of a request that has a number and was not seen before, or has none.
     pub fn put(&mut self, number: Option<u64>, messages: Vec<String>) {
-        let number = number.or(self.next).unwrap_or(0);
         self.arrivals += 1;
+        let number = number.unwrap_or(self.newest);
         self.waiting.insert((number, self.arrivals), messages);
     }
 
@@ -71,37 +72,40 @@ impl Inbox {
     }
 
     pub fn take(&mut self, now: Instant) -> Next {
-        let Some((&(number, _), _)) = self.waiting.first_key_value() else {
-            return Next::Nothing;
-        };
-        let waits = self.missing.range(..number).map(|(_, until)| *until);
-        match waits.max().filter(|until| *until > now) {
-            Some(until) => Next::Wait(until),
-            None => match self.waiting.pop_first() {
-                Some((_, messages)) => Next::Messages(messages),
-                None => Next::Nothing,
-            },
+        while let Some((&(number, _), _)) = self.waiting.first_key_value() {
+            match self.numbers.missing_below(number, now) {
+                Missing::Until(until) => return Next::Wait(until),
+                Missing::GivenUp(above) => self.short_below = above.saturating_add(SHORT_FOR),
+                Missing::Nothing => {
+                    return match self.waiting.pop_first() {
+                        Some((_, messages)) => Next::Messages(messages),
+                        None => Next::Nothing,
+                    };
+                }
+            }
         }
-    }
-
-    fn advance(&mut self, number: u64, now: Instant) {
-        let earliest = number.saturating_sub(MISSING_MAX as u64);
-        let first = self.next.map_or(number, |next| next.max(earliest));
-        let until = now + MISSING_WAIT;
-        (self.missing).extend((first..number).map(|missing| (missing, until)));
-        while self.missing.len() > MISSING_MAX {
-            self.missing.pop_first();
-        }
-        self.next = Some(number.saturating_add(1));
+        Next::Nothing
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pusher::numbers::Browsers;
+    use std::net::IpAddr;
+    use warp::http::HeaderMap;
+
+    fn inbox(browsers: &Browsers, id: &str) -> Inbox {
+        Inbox::new(browsers.numbers(IpAddr::from([127, 0, 0, 1]), &HeaderMap::new(), id))
+    }
+
+    fn see(inbox: &mut Inbox, number: u64) -> bool {
+        let ms = number;
+        inbox.has_seen(Stamp { number, ms }, Instant::now())
+    }
 
     fn arrive(inbox: &mut Inbox, number: u64) {
-        if !inbox.has_seen(number, Instant::now()) {
+        if !see(inbox, number) {
             inbox.put(Some(number), vec![number.to_string()]);
         }
     }
@@ -116,11 +120,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn messages_that_overtake_each_other_are_taken_in_their_order_and_once() {
-        let mut inbox = Inbox::default();
-        assert!(!inbox.has_seen(10, Instant::now()));
+        let mut inbox = inbox(&Browsers::default(), "s");
+        assert!(!see(&mut inbox, 10));
         for number in [13, 12, 13] {
             arrive(&mut inbox, number);
         }
+        tokio::time::advance(ORDER_WAIT - Duration::from_millis(1)).await;
         assert!(take_all(&mut inbox).is_empty());
         arrive(&mut inbox, 11);
         assert_eq!(take_all(&mut inbox), [11, 12, 13]);
@@ -131,50 +136,69 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_number_of_somebody_else_is_waited_for_once_and_a_late_one_is_taken() {
-        let mut inbox = Inbox::default();
-        arrive(&mut inbox, 1);
-        arrive(&mut inbox, 3);
-        assert_eq!(take_all(&mut inbox), [1]);
-        tokio::time::advance(MISSING_WAIT).await;
-        assert_eq!(take_all(&mut inbox), [3]);
-        arrive(&mut inbox, 4);
-        assert_eq!(take_all(&mut inbox), [4]);
-        arrive(&mut inbox, 2);
-        assert_eq!(take_all(&mut inbox), [2]);
+    async fn a_hundred_requests_in_any_order_are_taken_in_theirs() {
+        let mut inbox = inbox(&Browsers::default(), "s");
+        see(&mut inbox, 0);
+        let mut taken = Vec::new();
+        for nth in 0..100 {
+            arrive(&mut inbox, 1 + (nth * 37) % 100);
+            taken.extend(take_all(&mut inbox));
+        }
+        assert_eq!(taken, (1..=100).collect::<Vec<_>>());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_a_preflight_announced_is_waited_for_longer() {
-        let mut inbox = Inbox::default();
-        arrive(&mut inbox, 1);
-        inbox.announce(2, Instant::now());
-        arrive(&mut inbox, 3);
-        tokio::time::advance(MISSING_WAIT * 4).await;
+    async fn a_number_of_another_session_of_the_page_is_not_waited_for() {
+        let browsers = Browsers::default();
+        let mut one = inbox(&browsers, "one");
+        let mut other = inbox(&browsers, "other");
+        arrive(&mut one, 1);
+        see(&mut other, 2);
+        arrive(&mut one, 3);
+        assert_eq!(take_all(&mut one), [1, 3]);
+        // It may also be the other's and still on its way.
+        arrive(&mut one, 5);
+        assert!(take_all(&mut one).is_empty());
+        arrive(&mut other, 4);
+        assert_eq!(take_all(&mut one), [5]);
+        assert_eq!(take_all(&mut other), [4]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_number_that_never_comes_holds_up_once_and_a_late_one_is_taken() {
+        let mut inbox = inbox(&Browsers::default(), "s");
+        for number in [1, 3] {
+            arrive(&mut inbox, number);
+        }
         assert_eq!(take_all(&mut inbox), [1]);
-        arrive(&mut inbox, 2);
-        assert_eq!(take_all(&mut inbox), [2, 3]);
-        inbox.announce(5, Instant::now());
-        arrive(&mut inbox, 6);
-        tokio::time::advance(ANNOUNCED_WAIT).await;
+        tokio::time::advance(ORDER_WAIT).await;
+        assert_eq!(take_all(&mut inbox), [3]);
+        for number in [4, 6] {
+            arrive(&mut inbox, number);
+        }
+        assert_eq!(take_all(&mut inbox), [4]);
+        tokio::time::advance(SHORT_WAIT).await;
         assert_eq!(take_all(&mut inbox), [6]);
+        arrive(&mut inbox, 2);
+        assert_eq!(take_all(&mut inbox), [2]);
+        for number in 7..=6 + SHORT_FOR {
+            arrive(&mut inbox, number);
+        }
+        arrive(&mut inbox, 100);
+        assert_eq!(take_all(&mut inbox).len() as u64, SHORT_FOR);
+        tokio::time::advance(ORDER_WAIT - Duration::from_millis(1)).await;
+        assert!(
+            take_all(&mut inbox).is_empty(),
+            "all came again, so it is waited for"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn requests_without_numbers_are_taken_as_they_come() {
-        let mut inbox = Inbox::default();
+        let mut inbox = inbox(&Browsers::default(), "s");
         for text in ["1", "2", "3"] {
             inbox.put(None, vec![text.to_owned()]);
         }
         assert_eq!(take_all(&mut inbox), [1, 2, 3]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_remembered_has_a_limit() {
-        let mut inbox = Inbox::default();
-        for number in [1, u64::MAX / 2, u64::MAX - 1, u64::MAX] {
-            arrive(&mut inbox, number);
-            assert!(inbox.missing.len() <= MISSING_MAX);
-        }
     }
 }

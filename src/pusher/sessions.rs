@@ -16,9 +16,11 @@ use tokio::time::{Instant, sleep_until};
 
 use super::connection::Connection;
 use super::inbox::{Inbox, Next};
+use super::numbers::{Browsers, Numbers, Stamp};
 use super::stats::Stats;
 use super::{Front, close};
 use crate::hub::{Frame, Outbox};
+use crate::metrics::Page;
 use crate::transport::session::{
     Carrier, Earlier, Parted, Session, Sessions, TooManySessions, Vehicle,
 };
@@ -40,8 +42,8 @@ const BEAT: Duration = Duration::from_secs(12);
 pub const HOLD: Duration = Duration::from_secs(25);
 /// From so many requests of one session on they are answered when their messages are taken.
 const UNANSWERED_MAX: usize = 64;
-/// Sessions without requests take no file descriptor; this bounds them.
-const SESSIONS_MAX: usize = 100_000;
+/// While a lower number is waited for, how often to look whether another session got it.
+const LOOK_EVERY: Duration = Duration::from_millis(25);
 
 pub type ClientSession = Arc<Session<Client>>;
 
@@ -50,6 +52,7 @@ pub struct Fallback {
     pub front: Arc<Front>,
     pub sessions: Sessions<Client>,
     pub stats: Stats,
+    pub browsers: Browsers,
 }
 
 /// What stands behind a session.
@@ -68,7 +71,6 @@ enum Talk {
     Over,
 }
 
-#[derive(Default)]
 struct Requests {
     inbox: Inbox,
     /// The number of the newest request that receives.
@@ -100,29 +102,40 @@ pub enum Taken {
 impl Fallback {
     pub fn start(front: Arc<Front>) -> Arc<Self> {
         let fallback = Arc::new(Self {
+            sessions: Sessions::new(front.http_sessions_max),
             front,
-            sessions: Sessions::new(SESSIONS_MAX),
             stats: Stats::default(),
+            browsers: Browsers::default(),
         });
         tokio::spawn(sweep(Arc::downgrade(&fallback)));
         fallback
     }
 
-    /// The session of this id, or a new one with the connection that `open` makes. `Err` says how the client is
+    /// What can be told when somebody asks.
+    pub fn show(&self, page: &mut Page) {
+        page.gauge(
+            "raptor_http_sessions",
+            "Sessions of Pusher clients that come over HTTP.",
+            self.sessions.count() as f64,
+        );
+        self.stats.show(page);
+    }
+
+    /// The session of this id, or a new one with what `open` makes. `Err` says how the client is
     /// turned away.
     pub fn find_or_open(
         &self,
         id: &str,
-        open: impl FnOnce(&Arc<Outbox>) -> Result<Connection, Close>,
+        open: impl FnOnce(&Arc<Outbox>) -> Result<(Connection, Numbers), Close>,
     ) -> Result<ClientSession, Close> {
         let found = self.sessions.find_or_open(id, NEXT_REQUEST_WITHIN, || {
             let outbox = Arc::new(Outbox::new(self.front.outbox_bytes_max));
-            let connection = open(&outbox).map_err(Turned::Away)?;
-            Ok((outbox, Client::new(connection)))
+            let (connection, numbers) = open(&outbox).map_err(Turned::Away)?;
+            Ok((outbox, Client::new(connection, numbers)))
         });
         found.map_err(|turned| match turned {
             Turned::Away(close) => close,
-            Turned::NoRoom => close::close(close::OVER_CAPACITY),
+            Turned::NoRoom => close::close(close::TOO_MANY_SESSIONS),
         })
     }
 
@@ -131,14 +144,13 @@ impl Fallback {
     pub async fn receive(
         &self,
         session: &ClientSession,
-        number: Option<u64>,
+        stamp: Option<Stamp>,
         vehicle: Vehicle,
     ) -> Receiving {
-        const LOOK_EVERY: Duration = Duration::from_millis(50);
-        const LOOKS: usize = 20;
+        const LOOKS: usize = 40;
         session.touch();
         for _ in 0..LOOKS {
-            if let Some(receiving) = session.client.receive(session, number, vehicle) {
+            if let Some(receiving) = session.client.receive(session, stamp, vehicle) {
                 return receiving;
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -148,18 +160,19 @@ impl Fallback {
 
     /// Takes what a client sends. Returns before it is done, unless much is waiting: a browser has
     /// few connections, and the request that this one waits for needs one of them.
-    pub async fn send(&self, session: &ClientSession, number: Option<u64>, messages: Vec<String>) {
+    pub async fn send(&self, session: &ClientSession, stamp: Option<Stamp>, messages: Vec<String>) {
         session.touch();
         let client = &session.client;
         let are_many_waiting = {
             let mut requests = client.requests();
-            if number.is_some_and(|number| requests.inbox.has_seen(number, Instant::now())) {
+            if stamp.is_some_and(|stamp| requests.inbox.has_seen(stamp, Instant::now())) {
                 return;
             }
             // It answers what it received; an empty array is how it answers a heartbeat.
             if !std::mem::replace(&mut requests.is_open, true) || messages.is_empty() {
                 session.stream_arrives();
             }
+            let number = stamp.map(|stamp| stamp.number);
             requests.inbox.put(number, messages);
             requests.inbox.waiting() > UNANSWERED_MAX
         };
@@ -223,6 +236,7 @@ impl Fallback {
         for session in self.sessions.all() {
             self.look_after(&session, now);
         }
+        self.browsers.sweep();
     }
 
     fn look_after(&self, session: &ClientSession, now: Instant) {
@@ -267,11 +281,15 @@ impl From<TooManySessions> for Turned {
 }
 
 impl Client {
-    fn new(connection: Connection) -> Self {
+    fn new(connection: Connection, numbers: Numbers) -> Self {
         Self {
             talk: tokio::sync::Mutex::new(Talk::Open(Box::new(connection))),
             over: OnceLock::new(),
-            requests: Mutex::default(),
+            requests: Mutex::new(Requests {
+                inbox: Inbox::new(numbers),
+                receiving: None,
+                is_open: false,
+            }),
             arrived: Notify::new(),
         }
     }
@@ -281,20 +299,16 @@ impl Client {
         self.over.get().map(|(close, _)| close.clone())
     }
 
-    /// A preflight says that messages are about to come.
-    pub fn announce(&self, number: u64) {
-        self.requests().inbox.announce(number, Instant::now());
-    }
-
     /// `None` while it may turn out that this repeats a request that is dead.
     fn receive(
         &self,
         session: &ClientSession,
-        number: Option<u64>,
+        stamp: Option<Stamp>,
         vehicle: Vehicle,
     ) -> Option<Receiving> {
         let mut requests = self.requests();
         let before = requests.receiving;
+        let number = stamp.map(|stamp| stamp.number);
         let earlier = match (number, before) {
             (Some(number), Some(before)) if number < before => return Some(Receiving::Refused),
             (Some(number), Some(before)) if number == before => {
@@ -307,9 +321,9 @@ impl Client {
             (Some(_), None) => Earlier::Lost,
             (None, _) => Earlier::Unknown,
         };
-        if let Some(number) = number {
-            requests.inbox.has_seen(number, Instant::now());
-            requests.receiving = Some(number);
+        if let Some(stamp) = stamp {
+            requests.inbox.has_seen(stamp, Instant::now());
+            requests.receiving = number;
         }
         // It would not ask for more if it had not been told that there is a session.
         requests.is_open |= earlier == Earlier::Received;
@@ -335,7 +349,7 @@ impl Client {
                 Next::Wait(until) => {
                     tokio::select! {
                         () = self.arrived.notified() => {}
-                        () = sleep_until(until) => {}
+                        () = sleep_until(until.min(Instant::now() + LOOK_EVERY)) => {}
                     }
                 }
                 Next::Nothing => return,

@@ -38,14 +38,18 @@ pub async fn receive(request: &Request, key: &str, session_id: &str, vehicle: Ve
         let connection = Connection::open(front, app, outbox.clone(), &HTTP)?;
         let (app, socket_id) = connection.id();
         audit::connected(app, socket_id, peer.address);
-        Ok(connection)
+        let numbers = (fallback.browsers).numbers(peer.address, headers, session_id);
+        Ok((connection, numbers))
     });
     let session = match opened {
         Ok(session) => session,
-        Err(close) => return refused(&close),
+        Err(close) => {
+            request.is_of_no_session(session_id);
+            return refused(&close);
+        }
     };
-    let number = request.number();
-    let (carrier, opens) = match fallback.receive(&session, number, vehicle).await {
+    let stamp = request.stamp();
+    let (carrier, opens) = match fallback.receive(&session, stamp, vehicle).await {
         Receiving::Carrier { carrier, opens } => (carrier, opens),
         Receiving::Refused => return receiving(superseded(), JAVASCRIPT),
     };
@@ -104,6 +108,7 @@ async fn take(
     };
     let fallback: &Arc<Fallback> = &request.fallback;
     let Some(session) = fallback.sessions.find(session_id) else {
+        request.is_of_no_session(session_id);
         return refusal(StatusCode::NOT_FOUND, "Unknown session");
     };
     let message_bytes_max = fallback.front.websocket.inbound_message_bytes_max;
@@ -124,7 +129,7 @@ async fn take(
     };
     match messages {
         Ok(messages) => {
-            fallback.send(&session, request.number(), messages).await;
+            fallback.send(&session, request.stamp(), messages).await;
             Ok(())
         }
         Err(why) => refusal(StatusCode::INTERNAL_SERVER_ERROR, why.text()),
