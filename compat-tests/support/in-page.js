@@ -44,6 +44,7 @@ export async function serveWorld(version, server, { transports = ['ws', 'wss'] }
     <meta charset="utf-8">
     <title>pusher-js ${version}</title>
     <script src="/pusher.js"></script>
+    ${transports?.includes('sockjs') ? '<script src="/sockjs.js"></script>' : ''}
     <script type="module">
       import { scenario } from '/support/scenario.js';
       import { createWorld } from '/support/world.js';
@@ -62,6 +63,7 @@ export async function serveWorld(version, server, { transports = ['ws', 'wss'] }
     // Before 6.0 the one build can decrypt.
     const build = supports(version, 'statsOffByDefault') ? 'pusher-with-encryption' : 'pusher';
     const script = url === '/pusher.js' ? new URL(`../node_modules/pusher-js-${version}/dist/web/${build}.min.js`, import.meta.url)
+      : url === '/sockjs.js' ? new URL(`../node_modules/pusher-js-${version}/dist/web/sockjs.min.js`, import.meta.url)
       : /^\/support\/[a-z]+\.js$/.test(url) ? new URL(`..${url}`, import.meta.url)
       : null;
     if (script) response.setHeader('Content-Type', 'text/javascript; charset=utf-8').end(await readFile(script));
@@ -87,15 +89,18 @@ export async function serveWorld(version, server, { transports = ['ws', 'wss'] }
 /**
  * Registers the scenario as tests in a page, one server and one page for all its steps.
  *
- * @param {object} [options] `transports`: as for `serveWorld`; `only`: tells by its title whether a step is taken
+ * @param {object} [options] `transports`: as for `serveWorld`; `only`: tells by its title whether a step is taken; `before`: runs in the page
+ *   before its scripts; `as`: what the transport is called; `pageForEach`: a new page for each step
  */
-export function scenarioInPage(version, { transports, only = () => true } = {}) {
-  describe(`pusher-js ${version} in Chromium${transports ? ` over ${transports.join(', ')}` : ''}`, () => {
+export function scenarioInPage(version, { transports, only = () => true, before = undefined, as = transports?.join(', '), pageForEach = false } = {}) {
+  describe(`pusher-js ${version} in Chromium${as ? ` over ${as}` : ''}`, () => {
     let page;
+    let served;
     const errors = [];
 
     async function open() {
-      const opened = await (await serveWorld(version, await startRaptor(), { transports })).open();
+      served ??= await serveWorld(version, await startRaptor(), { transports });
+      const opened = await served.open(served.address, { before });
       opened.on('pageerror', (error) => errors.push(error));
       return opened;
     }
@@ -105,6 +110,7 @@ export function scenarioInPage(version, { transports, only = () => true } = {}) 
         page ??= await open();
         await page.evaluate((wanted) => window.runStep(wanted), title);
         if (errors.length > 0) throw errors.splice(0)[0]; // one that nobody in the page caught
+        if (pageForEach) { await page.close(); page = undefined; }
       });
     }
   });

@@ -36,6 +36,8 @@ closes! {
     /// Whoever came back at once would find nobody, and then wait for long.
     RESTARTING = 4100 "Server is restarting";
     RECONNECT_NOW = 4200 "Generic reconnect immediately";
+    /// A client of SockJS names its app in its first message.
+    NO_PATH_IN_TIME = 4201 "No path was sent in time";
     NO_PONG = 4201 "Pong reply not received";
 }
 

@@ -4,20 +4,9 @@
 //! lower numbers but those that are other sessions'.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
-
 use tokio::time::Instant;
 
-use super::numbers::{Missing, Numbers, Stamp};
-
-/// How long a number is waited for: longer than a browser needs to open a connection, two lost
-/// packets included. Then its request has failed, and pusher-js does not repeat it.
-const ORDER_WAIT: Duration = Duration::from_secs(5);
-/// The same where numbers go elsewhere, perhaps to another server: none of the last few that were
-/// missing came.
-const SHORT_WAIT: Duration = Duration::from_millis(100);
-/// So many numbers after one that did not come.
-const SHORT_FOR: u64 = 64;
+use super::numbers::{Numbers, Stamp};
 
 pub struct Inbox {
     numbers: Numbers,
@@ -25,8 +14,6 @@ pub struct Inbox {
     waiting: BTreeMap<(u64, u64), Vec<String>>,
     arrivals: u64,
     newest: u64,
-    /// Below this number the short wait is long enough.
-    short_below: u64,
 }
 
 /// What is next to be taken.
@@ -45,18 +32,13 @@ impl Inbox {
             waiting: BTreeMap::new(),
             arrivals: 0,
             newest: 0,
-            short_below: 0,
         }
     }
 
     /// A request is there. Whether it was there before.
     pub fn has_seen(&mut self, stamp: Stamp, now: Instant) -> bool {
-        let wait = match stamp.number < self.short_below {
-            true => SHORT_WAIT,
-            false => ORDER_WAIT,
-        };
         self.newest = self.newest.max(stamp.number);
-        !self.numbers.note(stamp, now + wait)
+        !self.numbers.note(stamp, now)
     }
 
     /// Messages of a request that has a number and was not seen before, or has none.
@@ -72,19 +54,13 @@ impl Inbox {
     }
 
     pub fn take(&mut self, now: Instant) -> Next {
-        while let Some((&(number, _), _)) = self.waiting.first_key_value() {
-            match self.numbers.missing_below(number, now) {
-                Missing::Until(until) => return Next::Wait(until),
-                Missing::GivenUp(above) => self.short_below = above.saturating_add(SHORT_FOR),
-                Missing::Nothing => {
-                    return match self.waiting.pop_first() {
-                        Some((_, messages)) => Next::Messages(messages),
-                        None => Next::Nothing,
-                    };
-                }
-            }
+        let Some(first) = self.waiting.first_entry() else {
+            return Next::Nothing;
+        };
+        match self.numbers.missing_below(first.key().0, now) {
+            Some(until) => Next::Wait(until),
+            None => Next::Messages(first.remove()),
         }
-        Next::Nothing
     }
 }
 
@@ -93,6 +69,7 @@ mod tests {
     use super::*;
     use crate::pusher::numbers::Browsers;
     use std::net::IpAddr;
+    use std::time::Duration;
     use warp::http::HeaderMap;
 
     fn inbox(browsers: &Browsers, id: &str) -> Inbox {
@@ -125,7 +102,7 @@ mod tests {
         for number in [13, 12, 13] {
             arrive(&mut inbox, number);
         }
-        tokio::time::advance(ORDER_WAIT - Duration::from_millis(1)).await;
+        tokio::time::advance(Duration::from_millis(1_900)).await;
         assert!(take_all(&mut inbox).is_empty());
         arrive(&mut inbox, 11);
         assert_eq!(take_all(&mut inbox), [11, 12, 13]);
@@ -171,26 +148,16 @@ mod tests {
             arrive(&mut inbox, number);
         }
         assert_eq!(take_all(&mut inbox), [1]);
-        tokio::time::advance(ORDER_WAIT).await;
+        tokio::time::advance(Duration::from_secs(2)).await;
         assert_eq!(take_all(&mut inbox), [3]);
         for number in [4, 6] {
             arrive(&mut inbox, number);
         }
         assert_eq!(take_all(&mut inbox), [4]);
-        tokio::time::advance(SHORT_WAIT).await;
+        tokio::time::advance(Duration::from_millis(100)).await;
         assert_eq!(take_all(&mut inbox), [6]);
         arrive(&mut inbox, 2);
         assert_eq!(take_all(&mut inbox), [2]);
-        for number in 7..=6 + SHORT_FOR {
-            arrive(&mut inbox, number);
-        }
-        arrive(&mut inbox, 100);
-        assert_eq!(take_all(&mut inbox).len() as u64, SHORT_FOR);
-        tokio::time::advance(ORDER_WAIT - Duration::from_millis(1)).await;
-        assert!(
-            take_all(&mut inbox).is_empty(),
-            "all came again, so it is waited for"
-        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,8 +2,8 @@
 //!
 //! `handshake` decides whether a connection is accepted, `connection` what an accepted one may
 //! do, `close` and `refusal` hold every code and text with which it is refused. `websocket`
-//! carries it over a WebSocket. Over HTTP `http` has the URLs, `xhr` what their requests mean,
-//! `stream` the answers to them, `sessions` what is between requests, `inbox` their order, which
+//! carries it over a WebSocket. Over HTTP `http` has the URLs, `xhr` and `sockjs` what their requests
+//! mean, `stream` the answers to them, `sessions` what is between requests, `inbox` their order, which
 //! `numbers` tells;
 //! `stats` is what pusher-js reports about itself.
 
@@ -16,6 +16,7 @@ mod inbox;
 mod numbers;
 mod refusal;
 mod sessions;
+mod sockjs;
 pub mod stats;
 mod stream;
 mod websocket;

@@ -9,12 +9,20 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::time::Instant;
 use warp::http::HeaderMap;
 use warp::http::header::{ORIGIN, USER_AGENT};
 
+/// How long a number is waited for: longer than a browser needs to open a connection, a lost packet
+/// included. Then its request has failed, and pusher-js does not repeat it; or it went elsewhere.
+const WAIT: Duration = Duration::from_secs(2);
+/// The same after a number of this browser did not come: others may go to another server, too.
+const SHORT_WAIT: Duration = Duration::from_millis(100);
+/// How long that is remembered.
+const SHORT_FOR: Duration = Duration::from_secs(60);
 /// A session remembers so many runs of numbers without a gap: one, where it is alone in its page.
 const RUNS_MAX: usize = 64;
 /// So many sessions of a browser are remembered after their end, while it has others.
@@ -30,7 +38,7 @@ pub struct Stamp {
 
 #[derive(Default)]
 pub struct Browsers {
-    by_key: Mutex<HashMap<u64, Weak<Browser>>>,
+    by_key: Mutex<HashMap<u64, Arc<Browser>>>,
     hasher: RandomState,
 }
 
@@ -43,6 +51,10 @@ struct Seen {
     by_session: HashMap<u64, Session>,
     /// Those that are no more, the oldest first.
     ended: VecDeque<u64>,
+    /// When the last one ended.
+    ended_at: Option<Instant>,
+    /// When a number did not come.
+    gave_up_at: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -57,47 +69,33 @@ pub struct Numbers {
     session: u64,
 }
 
-/// What is missing below a number.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Missing {
-    Nothing,
-    /// It is waited for until then.
-    Until(Instant),
-    /// What was missing below this number did not come in time, and is not waited for any more.
-    GivenUp(u64),
-}
-
 impl Browsers {
     /// For a new session of whoever sent this.
     pub fn numbers(&self, address: IpAddr, headers: &HeaderMap, session_id: &str) -> Numbers {
         let key = self.key(address, headers);
         let mut by_key = self.lock();
-        let browser = match by_key.get(&key).and_then(Weak::upgrade) {
-            Some(browser) => browser,
-            None => {
-                let browser = Arc::<Browser>::default();
-                by_key.insert(key, Arc::downgrade(&browser));
-                browser
-            }
-        };
+        let browser = by_key.entry(key).or_default().clone();
         drop(by_key);
         let session = self.hasher.hash_one(session_id);
         browser.seen().begin(session);
         Numbers { browser, session }
     }
 
-    /// A request of a session that is not there.
+    /// A request of a session that is not there, or that brings nothing.
     pub fn stray(&self, address: IpAddr, headers: &HeaderMap, session_id: &str, stamp: Stamp) {
-        let browser = (self.lock().get(&self.key(address, headers))).and_then(Weak::upgrade);
+        let browser = self.lock().get(&self.key(address, headers)).cloned();
         if let Some(browser) = browser {
             let session = self.hasher.hash_one(session_id);
             browser.seen().stray(session, stamp);
         }
     }
 
-    /// Forgets those without sessions.
-    pub fn sweep(&self) {
-        self.lock().retain(|_, browser| browser.strong_count() > 0);
+    /// Forgets those that have been without sessions for long.
+    pub fn sweep(&self, now: Instant) {
+        self.lock().retain(|_, browser| {
+            let is_used = Arc::strong_count(browser) > 1;
+            is_used || (browser.seen().ended_at).is_some_and(|at| now < at + SHORT_FOR)
+        });
     }
 
     fn key(&self, address: IpAddr, headers: &HeaderMap) -> u64 {
@@ -105,7 +103,7 @@ impl Browsers {
         (self.hasher).hash_one((address, said(USER_AGENT), said(ORIGIN)))
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Weak<Browser>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Browser>>> {
         self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -117,14 +115,16 @@ impl Browser {
 }
 
 impl Numbers {
-    /// Whether it is new. What may be missing below it is waited for until then.
-    pub fn note(&self, stamp: Stamp, until: Instant) -> bool {
+    /// Whether it is new.
+    pub fn note(&self, stamp: Stamp, now: Instant) -> bool {
         let mut seen = self.browser.seen();
+        let until = now + seen.patience(now);
         let session = seen.by_session.entry(self.session).or_default();
         session.runs.insert(stamp, until)
     }
 
-    pub fn missing_below(&self, number: u64, now: Instant) -> Missing {
+    /// Until when something is waited for that is missing below a number.
+    pub fn missing_below(&self, number: u64, now: Instant) -> Option<Instant> {
         self.browser.seen().missing_below(self.session, number, now)
     }
 }
@@ -143,6 +143,7 @@ impl Seen {
     fn end(&mut self, session: u64) {
         self.by_session.entry(session).or_default().is_alive = false;
         self.ended.push_back(session);
+        self.ended_at = Some(Instant::now());
         if self.ended.len() > ENDED_MAX
             && let Some(oldest) = self.ended.pop_front()
             && (self.by_session.get(&oldest)).is_some_and(|session| !session.is_alive)
@@ -160,11 +161,13 @@ impl Seen {
         }
     }
 
-    fn missing_below(&mut self, session: u64, number: u64, now: Instant) -> Missing {
-        let Some(own) = self.by_session.get(&session) else {
-            return Missing::Nothing;
-        };
-        let runs = own.runs.0.clone();
+    fn patience(&self, now: Instant) -> Duration {
+        let is_short = self.gave_up_at.is_some_and(|at| now < at + SHORT_FOR);
+        if is_short { SHORT_WAIT } else { WAIT }
+    }
+
+    fn missing_below(&mut self, session: u64, number: u64, now: Instant) -> Option<Instant> {
+        let runs = self.by_session.get(&session)?.runs.0.clone();
         for pair in runs.windows(2) {
             let [below, above] = pair else { continue };
             let Some(until) = above.awaited_until.filter(|_| above.first <= number) else {
@@ -172,16 +175,16 @@ impl Seen {
             };
             let is_anothers = self.is_anothers(session, below, above);
             if !is_anothers && until > now {
-                return Missing::Until(until);
+                return Some(until);
             }
             if let Some(own) = self.by_session.get_mut(&session) {
                 own.runs.give_up_below(above.first);
             }
             if !is_anothers {
-                return Missing::GivenUp(above.first);
+                self.gave_up_at = Some(now);
             }
         }
-        Missing::Nothing
+        None
     }
 
     /// Whether all numbers between two runs of a session were seen by others of its page.
@@ -282,7 +285,6 @@ impl Runs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn stamp(number: u64) -> Stamp {
         let ms = 10 * number;
@@ -293,18 +295,13 @@ mod tests {
         let address = IpAddr::from([10, 0, 0, 1]);
         let session = browsers.numbers(address, &HeaderMap::new(), id);
         for number in numbers {
-            session.note(stamp(*number), later());
+            session.note(stamp(*number), Instant::now());
         }
         session
     }
 
-    fn later() -> Instant {
-        Instant::now() + Duration::from_secs(60)
-    }
-
     fn is_missing(session: &Numbers, number: u64) -> bool {
-        let missing = session.missing_below(number, Instant::now());
-        matches!(missing, Missing::Until(_))
+        session.missing_below(number, Instant::now()).is_some()
     }
 
     #[test]
@@ -323,7 +320,11 @@ mod tests {
             (11, true),
             (10, true),
         ] {
-            assert_eq!(session.note(stamp(number), later()), is_new, "{number}");
+            assert_eq!(
+                session.note(stamp(number), Instant::now()),
+                is_new,
+                "{number}"
+            );
         }
         assert_eq!(
             session.browser.seen().by_session[&session.session]
@@ -341,7 +342,7 @@ mod tests {
         assert!(is_missing(&one, 4) && is_missing(&one, 6) && !is_missing(&one, 1));
         let other = session(&browsers, "other", &[2, 3]);
         assert!(!is_missing(&one, 4) && is_missing(&one, 6));
-        other.note(stamp(5), later());
+        other.note(stamp(5), Instant::now());
         assert!(!is_missing(&one, 6));
     }
 
@@ -352,14 +353,16 @@ mod tests {
         drop(session(&browsers, "two", &[2]));
         let address = IpAddr::from([10, 0, 0, 1]);
         browsers.stray(address, &HeaderMap::new(), "three", stamp(3));
-        one.note(stamp(4), later());
+        one.note(stamp(4), Instant::now());
         assert!(!is_missing(&one, 4));
         for n in 0..1_000 {
             drop(session(&browsers, &n.to_string(), &[100 + n]));
         }
         assert!(one.browser.seen().by_session.len() <= ENDED_MAX + 1);
         drop(one);
-        browsers.sweep();
+        browsers.sweep(Instant::now());
+        assert_eq!(browsers.lock().len(), 1);
+        browsers.sweep(Instant::now() + SHORT_FOR);
         assert!(browsers.lock().is_empty());
     }
 
@@ -371,15 +374,41 @@ mod tests {
         let _alike = session(&browsers, "alike", &[1, 2, 3]);
         assert!(is_missing(&one, 3));
         let before = session(&browsers, "another time", &[]);
-        before.note(Stamp { number: 2, ms: 9 }, later());
+        before.note(Stamp { number: 2, ms: 9 }, Instant::now());
         let after = session(&browsers, "and another", &[]);
-        after.note(Stamp { number: 2, ms: 31 }, later());
+        after.note(Stamp { number: 2, ms: 31 }, Instant::now());
         assert!(is_missing(&one, 3));
         let elsewhere = browsers.numbers(IpAddr::from([10, 0, 0, 2]), &HeaderMap::new(), "e");
-        elsewhere.note(stamp(2), later());
+        elsewhere.note(stamp(2), Instant::now());
         assert!(is_missing(&one, 3));
         let _of_the_page = session(&browsers, "of the page", &[2]);
         assert!(!is_missing(&one, 3));
+    }
+
+    #[test]
+    fn a_number_that_did_not_come_makes_the_wait_for_others_short() {
+        let browsers = Browsers::default();
+        let one = session(&browsers, "one", &[1, 3]);
+        let now = Instant::now();
+        let until = one.missing_below(3, now).unwrap();
+        assert!(until > now + WAIT / 2);
+        assert_eq!(one.missing_below(3, until), None);
+        // Also in a session that begins now; but not for ever.
+        let other = session(&browsers, "other", &[]);
+        for (number, at, wait) in [
+            (10, until, SHORT_WAIT),
+            (12, until + SHORT_FOR / 2, SHORT_WAIT),
+            (14, until + SHORT_FOR * 2, WAIT),
+        ] {
+            other.note(stamp(number), at);
+            other.note(stamp(number + 2), at);
+            assert_eq!(
+                other.missing_below(number + 2, at),
+                Some(at + wait),
+                "{number}"
+            );
+            other.note(stamp(number + 1), at);
+        }
     }
 
     #[test]
@@ -387,7 +416,7 @@ mod tests {
         let browsers = Browsers::default();
         let session = session(&browsers, "s", &[]);
         for number in (0..1000).step_by(2) {
-            session.note(stamp(number), later());
+            session.note(stamp(number), Instant::now());
         }
         let runs = &session.browser.seen().by_session[&session.session].runs.0;
         assert_eq!(runs.len(), RUNS_MAX);

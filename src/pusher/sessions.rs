@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  (nothing) ──first request──► Open ──close──► Over ──5 s──► (gone)
-//!                                 └──client gone for 2 s or 3 s──► (gone)
+//!        └──of SockJS──► Unopened ─┴──client gone for 2 s or 3 s──► (gone)
 //! ```
 
 use std::collections::VecDeque;
@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until};
 use super::connection::Connection;
 use super::inbox::{Inbox, Next};
 use super::numbers::{Browsers, Numbers, Stamp};
+use super::sockjs::{self, Visitor};
 use super::stats::Stats;
 use super::{Front, close};
 use crate::hub::{Frame, Outbox};
@@ -25,7 +26,8 @@ use crate::transport::session::{
     Carrier, Earlier, Parted, Session, Sessions, TooManySessions, Vehicle,
 };
 use crate::transport::websocket::{Close, Conversation};
-use crate::wire::{pusher, sockjs};
+use crate::wire::pusher;
+use crate::wire::sockjs::quoted;
 
 /// How often sessions are looked through for those whose time is over.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -59,14 +61,22 @@ pub struct Fallback {
 pub struct Client {
     /// One message at a time.
     talk: tokio::sync::Mutex<Talk>,
+    /// Who says for which app a session of SockJS is.
+    visitor: OnceLock<Visitor>,
     /// How it was closed, and when.
     over: OnceLock<(Close, Instant)>,
     requests: Mutex<Requests>,
+    /// An empty array asks for one; SockJS only answers with it.
+    wants_pongs: bool,
     /// Something is in the inbox.
     arrived: Notify,
 }
 
-enum Talk {
+pub enum Talk {
+    /// The first message says for which app it is, until then or never.
+    Unopened {
+        by: Instant,
+    },
     Open(Box<Connection>),
     Over,
 }
@@ -126,12 +136,12 @@ impl Fallback {
     pub fn find_or_open(
         &self,
         id: &str,
-        open: impl FnOnce(&Arc<Outbox>) -> Result<(Connection, Numbers), Close>,
+        open: impl FnOnce(&Arc<Outbox>) -> Result<(Talk, Numbers), Close>,
     ) -> Result<ClientSession, Close> {
         let found = self.sessions.find_or_open(id, NEXT_REQUEST_WITHIN, || {
             let outbox = Arc::new(Outbox::new(self.front.outbox_bytes_max));
-            let (connection, numbers) = open(&outbox).map_err(Turned::Away)?;
-            Ok((outbox, Client::new(connection, numbers)))
+            let (talk, numbers) = open(&outbox).map_err(Turned::Away)?;
+            Ok((outbox, Client::new(talk, numbers)))
         });
         found.map_err(|turned| match turned {
             Turned::Away(close) => close,
@@ -172,14 +182,18 @@ impl Fallback {
             if !std::mem::replace(&mut requests.is_open, true) || messages.is_empty() {
                 session.stream_arrives();
             }
+            if messages.is_empty() {
+                drop(requests);
+                return client.is_asked(session);
+            }
             let number = stamp.map(|stamp| stamp.number);
             requests.inbox.put(number, messages);
             requests.inbox.waiting() > UNANSWERED_MAX
         };
         client.arrived.notify_one();
         let session = session.clone();
-        let bytes_max = self.front.websocket.inbound_message_bytes_max;
-        let taken = tokio::spawn(async move { session.client.take_in(&session, bytes_max).await });
+        let front = self.front.clone();
+        let taken = tokio::spawn(async move { session.client.take_in(&session, &front).await });
         if are_many_waiting {
             // It does not panic, and nobody stops it.
             let _ = taken.await;
@@ -236,7 +250,7 @@ impl Fallback {
         for session in self.sessions.all() {
             self.look_after(&session, now);
         }
-        self.browsers.sweep();
+        self.browsers.sweep(now);
     }
 
     fn look_after(&self, session: &ClientSession, now: Instant) {
@@ -281,9 +295,11 @@ impl From<TooManySessions> for Turned {
 }
 
 impl Client {
-    fn new(connection: Connection, numbers: Numbers) -> Self {
+    fn new(talk: Talk, numbers: Numbers) -> Self {
         Self {
-            talk: tokio::sync::Mutex::new(Talk::Open(Box::new(connection))),
+            wants_pongs: matches!(talk, Talk::Open(_)),
+            talk: tokio::sync::Mutex::new(talk),
+            visitor: OnceLock::new(),
             over: OnceLock::new(),
             requests: Mutex::new(Requests {
                 inbox: Inbox::new(numbers),
@@ -292,6 +308,11 @@ impl Client {
             }),
             arrived: Notify::new(),
         }
+    }
+
+    /// The first one counts.
+    pub fn introduce(&self, visitor: Visitor) {
+        let _ = self.visitor.set(visitor);
     }
 
     /// How it was closed.
@@ -334,13 +355,13 @@ impl Client {
     }
 
     /// Takes what is in the inbox, in its order, and whatever comes meanwhile.
-    async fn take_in(&self, session: &ClientSession, message_bytes_max: usize) {
+    async fn take_in(&self, session: &ClientSession, front: &Arc<Front>) {
         let mut talk = self.talk.lock().await;
         loop {
             let next = self.requests().inbox.take(Instant::now());
             match next {
                 Next::Messages(messages) => {
-                    let taken = talk.take_in(session, messages, message_bytes_max).await;
+                    let taken = talk.take_in(session, front, messages).await;
                     if let Err(close) = taken {
                         *talk = Talk::Over;
                         self.end_with(session, close);
@@ -364,6 +385,14 @@ impl Client {
         is_new
     }
 
+    /// Whether we are there, as `pusher:ping` does over a WebSocket (7.5). That needs no order.
+    fn is_asked(&self, session: &ClientSession) {
+        if self.wants_pongs {
+            let pong = quoted(&pusher::pong());
+            session.outbox.push(pong.into());
+        }
+    }
+
     fn requests(&self) -> MutexGuard<'_, Requests> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -373,19 +402,19 @@ impl Talk {
     async fn take_in(
         &mut self,
         session: &ClientSession,
+        front: &Arc<Front>,
         messages: Vec<String>,
-        message_bytes_max: usize,
     ) -> Result<(), Close> {
-        // Asks whether we are there, as `pusher:ping` does over a WebSocket (7.5).
-        if let (Self::Open(_), true) = (&self, messages.is_empty()) {
-            let pong = sockjs::quoted(&pusher::pong());
-            session.outbox.push(pong.into());
-        }
         for message in messages {
-            if message.len() > message_bytes_max {
+            if message.len() > front.websocket.inbound_message_bytes_max {
                 return Err(Close::plain(1009, "Message too large"));
             }
             match self {
+                Self::Unopened { .. } => {
+                    let visitor = session.client.visitor.get();
+                    let opened = sockjs::open(front, visitor, &message, &session.outbox)?;
+                    *self = Self::Open(Box::new(opened));
+                }
                 Self::Open(connection) => connection.on_text(&message).await?,
                 Self::Over => return Ok(()),
             }
@@ -398,6 +427,7 @@ impl Talk {
             Self::Open(connection) if connection.deadline().is_some_and(|due| due <= now) => {
                 connection.on_deadline()
             }
+            Self::Unopened { by } if *by <= now => Err(close::close(close::NO_PATH_IN_TIME)),
             _ => Ok(()),
         }
     }

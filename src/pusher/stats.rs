@@ -10,7 +10,7 @@ use warp::http::StatusCode;
 use warp::http::header::{CONTENT_TYPE, HeaderValue};
 use warp::reply::Response;
 
-use super::http::JAVASCRIPT;
+use super::http::{JAVASCRIPT, pair};
 use crate::metrics::Page;
 use crate::transport::http::{json, text};
 
@@ -79,8 +79,7 @@ impl Stats {
 
 /// Every value of a report is in base64.
 fn major_version(query: &str) -> Option<u8> {
-    let mut pairs = url::form_urlencoded::parse(query.as_bytes());
-    let (_, given) = pairs.find(|(name, _)| name == "version")?;
+    let given = pair(query, "version")?;
     let version = String::from_utf8(STANDARD.decode(given.as_bytes()).ok()?).ok()?;
     let (major, _) = version.split_once('.')?;
     let major: u8 = major.parse().ok()?;
