@@ -218,7 +218,7 @@ impl Request {
         /// JavaScript counts no further.
         const NUMBER_MAX: u64 = (1 << 53) - 1;
         let named = |wanted| pair(&self.query, wanted)?.parse::<u64>().ok();
-        let number = named("n").filter(|number| *number <= NUMBER_MAX)?;
+        let number = named("n").filter(|number| (1..=NUMBER_MAX).contains(number))?;
         let ms = named("t").unwrap_or_default();
         Some(Stamp { number, ms })
     }

@@ -20,7 +20,7 @@ use warp::http::header::{ORIGIN, USER_AGENT};
 /// included. Then its request has failed, and pusher-js does not repeat it; or it went elsewhere.
 const WAIT: Duration = Duration::from_secs(2);
 /// The same after a number of this browser did not come: others may go to another server, too.
-const SHORT_WAIT: Duration = Duration::from_millis(100);
+const SHORT_WAIT: Duration = Duration::from_millis(200);
 /// How long that is remembered.
 const SHORT_FOR: Duration = Duration::from_secs(60);
 /// A session remembers so many runs of numbers without a gap: one, where it is alone in its page.
@@ -28,7 +28,7 @@ const RUNS_MAX: usize = 64;
 /// So many sessions of a browser are remembered after their end, while it has others.
 const ENDED_MAX: usize = 64;
 
-/// What pusher-js puts into the URL of each request. The number is below 2^53.
+/// What pusher-js puts into the URL of each request. Numbers begin with 1 and end below 2^53.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Stamp {
     pub number: u64,
@@ -118,6 +118,9 @@ impl Numbers {
     /// Whether it is new.
     pub fn note(&self, stamp: Stamp, now: Instant) -> bool {
         let mut seen = self.browser.seen();
+        if seen.is_first(self.session) && !seen.has_come(stamp.number - 1) {
+            seen.gave_up_at = Some(now);
+        }
         let until = now + seen.patience(now);
         let session = seen.by_session.entry(self.session).or_default();
         session.runs.insert(stamp, until)
@@ -159,6 +162,17 @@ impl Seen {
         if is_new {
             self.end(session);
         }
+    }
+
+    /// Whether it will be the first number of a session.
+    fn is_first(&self, session: u64) -> bool {
+        let session = self.by_session.get(&session);
+        session.is_none_or(|session| session.runs.0.is_empty())
+    }
+
+    fn has_come(&self, number: u64) -> bool {
+        let mut sessions = self.by_session.values();
+        number == 0 || sessions.any(|session| session.runs.run_of(number).is_some())
     }
 
     fn patience(&self, now: Instant) -> Duration {
@@ -412,10 +426,17 @@ mod tests {
     }
 
     #[test]
+    fn a_page_whose_first_numbers_went_elsewhere_is_not_waited_for_long() {
+        let browsers = Browsers::default();
+        let one = session(&browsers, "one", &[7, 9]);
+        assert!(one.missing_below(9, Instant::now()) < Some(Instant::now() + SHORT_WAIT));
+    }
+
+    #[test]
     fn what_is_remembered_has_a_limit() {
         let browsers = Browsers::default();
         let session = session(&browsers, "s", &[]);
-        for number in (0..1000).step_by(2) {
+        for number in (1..1000).step_by(2) {
             session.note(stamp(number), Instant::now());
         }
         let runs = &session.browser.seen().by_session[&session.session].runs.0;

@@ -259,7 +259,9 @@ impl Fallback {
             Some(idle) if idle.answered => NEXT_REQUEST_WITHIN,
             _ => REPETITION_WITHIN,
         };
-        let is_gone = idle.is_some_and(|idle| now >= idle.since + patience);
+        // What it sent last may still wait for what it sent before.
+        let has_sent = session.client.requests().inbox.waiting() > 0;
+        let is_gone = idle.is_some_and(|idle| now >= idle.since + patience) && !has_sent;
         let was_told = (session.client.over.get()).is_some_and(|(_, at)| now >= *at + OVER_FOR);
         if is_gone || was_told && idle.is_some() {
             self.sessions.end(session);
