@@ -29,6 +29,7 @@ fn message() -> Message {
         data: data().into(),
         user_id: None,
         ext: None,
+        members: None,
     }
 }
 
@@ -97,6 +98,7 @@ fn messages(c: &mut Criterion) {
                 user_id: None,
                 is_cached: false,
                 forwarded: None,
+                members: None,
             }
             .encode()
         })

@@ -87,6 +87,7 @@ impl Room {
                 data: "x".repeat(DATA_BYTES).into(),
                 user_id: None,
                 ext: None,
+                members: None,
             }),
         }
     }

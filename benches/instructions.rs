@@ -67,6 +67,7 @@ fn delivery(times: u64) {
                 data: data.clone(),
                 user_id: None,
                 ext: None,
+                members: None,
             }),
         }));
         for outbox in &outboxes {

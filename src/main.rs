@@ -46,6 +46,7 @@ async fn serve(settings: Result<Written, Problem>) -> Result<(), String> {
         StartError::Listen(error) => cannot_listen(error),
         StartError::Tls(error) => error,
         StartError::Webhooks(error) => error.to_string(),
+        StartError::Bayeux(error) => error.to_string(),
     };
     // Asked for before anybody can know of the server, so that no signal ends it unprepared.
     let shutdown = shutdown_signal().map_err(|error| format!("cannot await signals: {error}"))?;

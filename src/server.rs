@@ -37,6 +37,7 @@ use crate::metrics::{self, CUT_OFFS, CutOff, HTTP_ANSWERS, Page};
 use crate::model::AppId;
 use crate::model::ids::IdSource;
 use crate::transport::http::text;
+use crate::transport::outbound::OutboundError;
 use crate::transport::peer::{Addresses, Peer, Room, Seat, TrustedProxies};
 use crate::transport::receipt::{Connection, Receipted, Receipts};
 use crate::transport::websocket::{self, is_websocket_request};
@@ -85,6 +86,7 @@ pub enum StartError {
     Listen(std::io::Error),
     Tls(String),
     Webhooks(webhooks::StartError),
+    Bayeux(OutboundError),
 }
 
 /// What lives while the server runs.
@@ -156,7 +158,10 @@ impl Server {
                 let address = listener.local_addr().map_err(StartError::Listen)?;
                 let facts = match webhooks.endpoints.is_empty() {
                     true => redis::Facts::Here(fact_sink.clone()),
-                    false => redis::Facts::InStreams(fact_sink.clone()),
+                    false => {
+                        let lines = webhooks::lines(&webhooks.endpoints);
+                        redis::Facts::InStreams(fact_sink.clone(), lines)
+                    }
                 };
                 let (hub, ids) = (hub.clone(), ids.clone());
                 let redis = Redis::start(settings, address.to_string(), hub, ids, facts);
@@ -204,7 +209,8 @@ impl Server {
             settings.write_timeout,
             &lives.tasks,
             &flushers,
-        );
+        )
+        .map_err(StartError::Bayeux)?;
         let rest = rest::Front {
             broker: broker.clone(),
             apps,
@@ -673,6 +679,7 @@ impl std::fmt::Display for StartError {
             Self::Tls(error) => f.write_str(error),
             Self::Listen(error) => error.fmt(f),
             Self::Webhooks(error) => error.fmt(f),
+            Self::Bayeux(error) => error.fmt(f),
         }
     }
 }

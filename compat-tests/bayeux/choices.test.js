@@ -50,6 +50,61 @@ describe('chosen', { concurrency: true, timeout: 90_000 }, () => {
     assert.equal(connected.successful, true);
   });
 
+  describe('polls of one browser', { concurrency: true }, () => {
+    const shake = { channel: '/meta/handshake', version: '1.0', supportedConnectionTypes: ['long-polling'] };
+    const HELD = { reconnect: 'retry', interval: 0, timeout: 2_000, maxInterval: 4_000 };
+    const CROWDED = { ...HELD, interval: 1_000, 'multiple-clients': true };
+
+    /** Sessions of one browser, each as `connect(ms)`, which resolves with the replies. */
+    async function browser(url, count) {
+      const first = await request(url, shake);
+      const [cookie, attributes] = /^(BAYEUX_BROWSER=[0-9a-z]{16})(; Path=\/; HttpOnly)$/.exec(first.headers.get('set-cookie')).slice(1);
+      assert.equal(attributes, '; Path=/; HttpOnly');
+      const more = await Promise.all(Array.from({ length: count - 1 }, () => request(url, shake, { Cookie: `other=1; ${cookie}` })));
+      for (const response of more) assert.equal(response.headers.get('set-cookie'), null, 'it has one');
+      const ids = await Promise.all([first, ...more].map(async (response) => (await response.json())[0].clientId));
+      return ids.map((clientId) => (timeout) => post(url, { channel: '/meta/connect', clientId, connectionType: 'long-polling', ...(timeout === undefined ? {} : { advice: { timeout } }) }, { Cookie: cookie }));
+    }
+    const start = () => startBayeux({ bayeux: { hold_secs: 2, session_secs: 4, browser_polls_max: 2, browser_interval_secs: 1 } });
+
+    test('beyond a number are answered at once, with what is there and when to come back', async () => {
+      const { url } = await start();
+      const [one, two, three] = await browser(url, 3);
+      const held = [one(), two()];
+      await new Promise((resolve) => setTimeout(resolve, 200));
+      const since = Date.now();
+      assert.deepEqual((await three())[0].advice, CROWDED);
+      assert.deepEqual((await three(0))[0].advice, HELD, 'this one wants no wait');
+      const again = two();
+      await held[1];
+      assert.deepEqual((await three())[0].advice, CROWDED, 'a poll that takes the place of another is no further one');
+      assert.ok(Date.now() - since < 1_000);
+      const [other] = await browser(url, 1);
+      held.push(other());
+      for (const [{ advice, successful }] of await Promise.all([held[0], again, held[2]])) assert.deepEqual([successful, advice], [true, HELD]);
+      const [{ advice }] = await three();
+      assert.deepEqual(advice, HELD, 'there is room again');
+    });
+
+    test('are not counted without a cookie', async () => {
+      const { url } = await start();
+      const sessions = await Promise.all([1, 2, 3, 4].map(() => handshake(url)));
+      for (const [{ advice }] of await Promise.all(sessions.map((session) => session.connect()))) assert.deepEqual(advice, HELD);
+    });
+  });
+
+  test('members of a publisher\'s own making are passed on where the app says so, and none that a client would obey', async () => {
+    const message = { channel: '/a', data: 1, timestamp: 'now', priority: { high: true }, id: 'x', clientId: 'forged', advice: { reconnect: 'none' }, successful: false,
+      error: '500::x', subscription: '/b', connectionType: 'websocket', version: '2', minimumVersion: '2', supportedConnectionTypes: [], signature: 's' };
+    for (const [forward, expected] of [[true, { timestamp: 'now', priority: { high: true } }], [false, {}]]) {
+      const { url } = await startBayeux({ bayeux: { forward_unknown_members: forward } });
+      const session = await handshake(url);
+      await session.subscribe('/a');
+      assert.equal((await post(url, message))[0].successful, true);
+      assert.deepEqual(await messagesFor(session), [{ channel: '/a', data: 1, ...expected }]);
+    }
+  });
+
   test('a preflight without an origin is for any', async () => {
     const { url } = await startBayeux();
     const answer = await fetch(url, { method: 'OPTIONS', headers: { Referer: 'http://page.example/x', 'Access-Control-Request-Method': 'POST' } });

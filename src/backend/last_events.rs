@@ -102,6 +102,7 @@ mod tests {
                 data: "{}".into(),
                 user_id: None,
                 ext: None,
+                members: None,
             }),
         }
     }

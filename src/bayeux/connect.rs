@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::browsers::BrowserId;
 use super::check;
 use super::client::{Client, ClientSession};
 use super::extensions::{TimeSync, acknowledged};
@@ -102,12 +103,28 @@ impl Site {
     }
 
     /// Waits for events, but not longer than the hold.
-    pub(super) async fn poll(self: &Arc<Self>, connecting: Connecting) -> Polled {
+    pub(super) async fn poll(
+        self: &Arc<Self>,
+        connecting: Connecting,
+        browser: Option<&BrowserId>,
+    ) -> Polled {
         let Connecting {
             session,
             held,
-            hold,
+            mut hold,
         } = connecting;
+        let mut advice = self.advice();
+        let mut counted = None;
+        if let (Some(browser), Some(sessions_max)) = (browser, self.settings.browser_polls_max)
+            && !hold.is_zero()
+        {
+            counted = self.browsers.hold(browser, &session.id, sessions_max);
+            if counted.is_none() {
+                hold = Duration::ZERO;
+                advice.multiple_clients = true;
+                advice.interval_ms = Some(self.settings.browser_interval.as_millis() as u64);
+            }
+        }
         let mut events = VecDeque::new();
         if session.carried_by() == Some(Vehicle::Stream) {
             // Sent while the client was opening its stream: the events go there (3.7).
@@ -136,7 +153,8 @@ impl Site {
                 carrier: None,
             };
         }
-        let (reply, events) = self.accepted(&session, &held, events);
+        let (reply, events) = self.accepted(&session, &held, &advice, events);
+        drop(counted);
         // What is kept until it is acknowledged needs no other care.
         let is_kept = session.client.unacknowledged.is_some();
         if is_kept {
@@ -155,12 +173,13 @@ impl Site {
         &self,
         session: &ClientSession,
         held: &Waiting,
+        advice: &Advice,
         events: VecDeque<Frame>,
     ) -> (String, VecDeque<Frame>) {
         session.touch();
         let frames_max = self.settings.limits.queue_messages_max;
         let (batch, events) = session.client.next_batch(events, frames_max);
-        (held.accepted(&self.advice(), batch), events)
+        (held.accepted(advice, batch), events)
     }
 
     /// The answer to a connect that waits for nothing any more.

@@ -136,6 +136,7 @@ impl Bayeux {
             user_id: message.user_id.as_deref(),
             is_cached,
             forwarded: message.ext.as_deref(),
+            members: message.members.as_deref(),
         };
         Some(delivery.encode())
     }
@@ -180,6 +181,7 @@ pub fn watchlist_events(online: &[Arc<str>], offline: &[Arc<str>]) -> Option<Str
         user_id: None,
         is_cached: false,
         forwarded: None,
+        members: None,
     };
     Some(delivery.encode())
 }

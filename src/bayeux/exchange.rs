@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::check;
 use super::connect::{Connected, Connecting};
+use super::permission::ShownHeaders;
 use super::site::Site;
 use crate::wire::bayeux::{Disconnect, IncomingMessage};
 
@@ -12,14 +13,24 @@ use crate::wire::bayeux::{Disconnect, IncomingMessage};
 pub struct Answers {
     pub replies: Vec<String>,
     pub connects: Vec<Connecting>,
+    /// Whether there was a handshake.
+    pub has_opened: bool,
 }
 
 impl Site {
-    pub(super) async fn answer(self: &Arc<Self>, messages: &[IncomingMessage<'_>]) -> Answers {
+    /// `headers`: of the request, or of the one that became a WebSocket.
+    pub(super) async fn answer(
+        self: &Arc<Self>,
+        messages: &[IncomingMessage<'_>],
+        headers: &ShownHeaders,
+    ) -> Answers {
         let mut answers = Answers::default();
         for message in messages {
             let reply = match message {
-                IncomingMessage::Handshake(request) => self.handshake(request),
+                IncomingMessage::Handshake(request) => {
+                    answers.has_opened = true;
+                    self.handshake(request, headers).await
+                }
                 IncomingMessage::Connect(request) => match self.connect(request).await {
                     Connected::Now(reply) => reply,
                     Connected::Later(connecting) => {
@@ -28,9 +39,9 @@ impl Site {
                     }
                 },
                 IncomingMessage::Disconnect(request) => self.disconnect(request).await,
-                IncomingMessage::Subscribe(request) => self.subscribe(request).await,
+                IncomingMessage::Subscribe(request) => self.subscribe(request, headers).await,
                 IncomingMessage::Unsubscribe(request) => self.unsubscribe(request).await,
-                IncomingMessage::Publish(request) => self.publish(request).await,
+                IncomingMessage::Publish(request) => self.publish(request, headers).await,
                 IncomingMessage::Invalid(request) => request.refused(),
             };
             answers.replies.push(reply);
@@ -87,14 +98,16 @@ mod tests {
         let patience = Duration::from_secs(10);
         let flushers = Arc::new(Flushers::start());
         let tasks = Default::default();
-        let front = Front::start(config.bayeux, apps, broker, patience, &tasks, &flushers);
+        let front = Front::start(config.bayeux, apps, broker, patience, &tasks, &flushers).unwrap();
         Setup { front, sink, facts }
     }
 
     impl Setup {
         async fn send(&self, text: &str) -> Vec<Value> {
             let (site, _) = self.front.site("/faye").unwrap();
-            let answers = site.answer(&parse(text, 100).unwrap()).await;
+            let answers = site
+                .answer(&parse(text, 100).unwrap(), &ShownHeaders::default())
+                .await;
             let replies = answers.replies.iter();
             replies.map(|r| serde_json::from_str(r).unwrap()).collect()
         }

@@ -6,10 +6,12 @@ use super::check;
 use super::client::{Client, ClientSession};
 use super::encoding::encoding;
 use super::extensions::{TimeSync, wants_acks};
+use super::permission::{Matter, Question, ShownHeaders};
 use super::site::{SUPPORTED, Site, now_ms};
 use crate::hub::Outbox;
 use crate::wire::bayeux::{
-    Advice, BayeuxError, HANDSHAKE_DENIED, Handshake, Object, TOO_MANY_REQUESTS,
+    APPLICATION_UNREACHABLE, Advice, BayeuxError, HANDSHAKE_DENIED, Handshake, Object,
+    TOO_MANY_REQUESTS,
 };
 
 /// Before a client whose handshake made no sense may try again.
@@ -19,8 +21,12 @@ const WHEN_FULL_MS: u64 = 10_000;
 impl Site {
     /// `version` and `supportedConnectionTypes` are required. The reply's `ext.socket_id` is what
     /// the application signs (8.6).
-    pub(super) fn handshake(&self, request: &Handshake) -> String {
-        match self.open(request) {
+    pub(super) async fn handshake(
+        &self,
+        request: &Handshake<'_>,
+        headers: &ShownHeaders,
+    ) -> String {
+        match self.open(request, headers).await {
             Ok(session) => {
                 let client = &session.client;
                 let mut ext = Object::default().text("socket_id", &client.socket_id.to_string());
@@ -36,7 +42,11 @@ impl Site {
         }
     }
 
-    fn open(&self, request: &Handshake) -> Result<ClientSession, (BayeuxError, Advice)> {
+    async fn open(
+        &self,
+        request: &Handshake<'_>,
+        headers: &ShownHeaders,
+    ) -> Result<ClientSession, (BayeuxError, Advice)> {
         let again = |error: BayeuxError| (error, Advice::handshake(TRY_AGAIN_MS));
         // Without an interval, or with `handshake`, Faye's clients would come back at once.
         let denied = |error: BayeuxError| (error, Advice::never());
@@ -48,6 +58,20 @@ impl Site {
             .map_err(denied)?;
         let app = self.app().filter(|app| app.enabled);
         let app = app.ok_or_else(|| denied(HANDSHAKE_DENIED.into()))?;
+
+        let question = Question {
+            matter: Matter::Handshake,
+            channel: "/meta/handshake",
+            client_id: None,
+            subscription: None,
+            ext: request.ext.json(),
+            headers,
+        };
+        let asked = self.ask(&app, question).await;
+        asked.map_err(|error| match error.reason {
+            APPLICATION_UNREACHABLE => (error, Advice::handshake(WHEN_FULL_MS)),
+            _ => denied(error),
+        })?;
 
         let limits = &self.settings.limits;
         let queue = Outbox::bounded(limits.queue_bytes_max, limits.queue_messages_max);

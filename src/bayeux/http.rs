@@ -12,7 +12,7 @@ use warp::http::header::{
     ACCEPT, ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS,
     ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE,
     ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, CACHE_CONTROL,
-    CONTENT_DISPOSITION, CONTENT_TYPE, HeaderName, HeaderValue, ORIGIN, VARY,
+    CONTENT_DISPOSITION, CONTENT_TYPE, HeaderName, HeaderValue, ORIGIN, SET_COOKIE, VARY,
     X_CONTENT_TYPE_OPTIONS,
 };
 use warp::http::{HeaderMap, Method, StatusCode};
@@ -20,9 +20,11 @@ use warp::path::FullPath;
 use warp::reply::Response;
 use warp::{Filter, Rejection};
 
+use super::browsers::BrowserId;
 use super::connect::Polled;
 use super::encoding::message_of;
 use super::exchange::Answers;
+use super::permission::ShownHeaders;
 use super::site::{Front, Site};
 use super::{event_source, files, websocket};
 use crate::transport::http::{BodyError, read_body, text};
@@ -194,11 +196,24 @@ async fn respond(request: &Request, texts: Vec<String>, callback: Option<&str>) 
         return bad_request();
     }
     let site = &request.site;
-    let Some(Answers { replies, connects }) = exchange(site, texts).await else {
+    let shown = site.shown(&request.headers);
+    let Some(answers) = exchange(site, texts, shown).await else {
         return bad_request();
     };
+    let Answers {
+        replies,
+        connects,
+        has_opened,
+    } = answers;
+    let counts_browsers = site.settings.browser_polls_max.is_some();
+    let browser = match counts_browsers {
+        true => BrowserId::of(&request.headers),
+        false => None,
+    };
     // In the order in which they end (2.10).
-    let polls = connects.into_iter().map(|connecting| site.poll(connecting));
+    let polls = connects
+        .into_iter()
+        .map(|connecting| site.poll(connecting, browser.as_ref()));
     let polled: Vec<_> = polls.collect::<FuturesUnordered<_>>().collect().await;
     let mut messages: Vec<&str> = replies.iter().map(String::as_str).collect();
     for Polled { reply, events, .. } in &polled {
@@ -235,6 +250,10 @@ async fn respond(request: &Request, texts: Vec<String>, callback: Option<&str>) 
     let uncached = HeaderValue::from_static("no-cache, no-store");
     headers.insert(CACHE_CONTROL, uncached);
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if counts_browsers && has_opened && browser.is_none() {
+        let cookie = BrowserId::introduce(request.peer.secure);
+        headers.extend(cookie.map(|cookie| (SET_COOKIE, cookie)));
+    }
     if callback.is_some() {
         let attachment = HeaderValue::from_static("attachment; filename=f.txt");
         headers.insert(CONTENT_DISPOSITION, attachment);
@@ -244,13 +263,13 @@ async fn respond(request: &Request, texts: Vec<String>, callback: Option<&str>) 
 
 /// `None` for texts that hold no messages. Done to the end even if the client hangs up meanwhile
 /// and its request is dropped: a page that closes says goodbye and does not wait.
-async fn exchange(site: &Arc<Site>, texts: Vec<String>) -> Option<Answers> {
+async fn exchange(site: &Arc<Site>, texts: Vec<String>, headers: ShownHeaders) -> Option<Answers> {
     let site = site.clone();
     let mut answering = Box::pin(async move {
         let messages_max = site.settings.limits.messages_per_request_max;
         let texts = texts.iter().map(String::as_str);
         let messages = parse_all(texts, messages_max).ok()?;
-        Some(site.answer(&messages).await)
+        Some(site.answer(&messages, &headers).await)
     });
     // Most need no task for that.
     match futures_util::poll!(&mut answering) {

@@ -7,8 +7,10 @@
 //! [`check`]'s, which channel a name is [`mapping`]'s, who may do what [`settings`]'s with
 //! [`authorise`] and [`jwt`]; these know no sockets and no clock. What a session is subscribed to
 //! is in `client`; its queue and its time are a [`crate::transport::session`].
+//! Where an app has its own say, [`permission`] asks it.
 
 pub mod authorise;
+mod browsers;
 pub mod channel;
 pub mod check;
 mod client;
@@ -22,6 +24,7 @@ mod handshake;
 mod http;
 pub mod jwt;
 pub mod mapping;
+pub mod permission;
 mod publish;
 mod service;
 pub mod settings;

@@ -7,6 +7,7 @@ use serde::de::IgnoredAny;
 
 use super::check::{self, Destination, Service};
 use super::client::ClientSession;
+use super::permission::{Matter, Question, ShownHeaders};
 use super::settings::{ClientPublish, Trust};
 use super::site::{Site, now_ms};
 use crate::apps::App;
@@ -21,14 +22,18 @@ use crate::wire::bayeux::{
 impl Site {
     /// `data` is required, `clientId` is not; proofs that the app asks for stand in `ext`, or in
     /// `signature`.
-    pub(super) async fn publish(&self, request: &Publish<'_>) -> String {
-        match self.try_publish(request).await {
+    pub(super) async fn publish(&self, request: &Publish<'_>, headers: &ShownHeaders) -> String {
+        match self.try_publish(request, headers).await {
             Ok(()) => request.accepted(),
             Err(error) => request.refused(&error),
         }
     }
 
-    async fn try_publish(&self, request: &Publish<'_>) -> Result<(), BayeuxError> {
+    async fn try_publish(
+        &self,
+        request: &Publish<'_>,
+        headers: &ShownHeaders,
+    ) -> Result<(), BayeuxError> {
         let (destination, data) = check::publish(request, self.settings.style)?;
         let about = |reason: Reason| reason.of(&*request.channel);
         if data.len() > self.settings.limits.data_bytes_max {
@@ -50,7 +55,20 @@ impl Site {
         };
         let app = self.app().filter(|app| app.enabled);
         let app = app.ok_or_else(|| about(FORBIDDEN_CHANNEL))?;
-        let trust = self.settings.check_publish(request, now_ms())?;
+        let mut trust = self.settings.check_publish(request, now_ms())?;
+        if trust != Trust::Application {
+            let question = Question {
+                matter: Matter::Publish,
+                channel: &request.channel,
+                client_id: request.client_id,
+                subscription: None,
+                ext: request.ext.json(),
+                headers,
+            };
+            if self.ask(&app, question).await? {
+                trust = Trust::Permitted;
+            }
+        }
         if channel.kind() == ChannelKind::PrivateEncrypted && !is_ciphertext(data) {
             return Err(about(FORBIDDEN_CHANNEL));
         }
@@ -71,11 +89,16 @@ impl Site {
             true => request.ext.forwardable(|key| self.settings.is_proof(key)),
             false => None,
         };
+        let members = match self.settings.forward_unknown_members {
+            true => request.forwardable(),
+            false => None,
+        };
         let message = Message {
             name: name.into(),
             data: pusher_data(data).into(),
             user_id,
             ext: ext.map(Into::into),
+            members: members.map(Into::into),
         };
         self.tell_published(&app, request, session.as_ref(), data);
         if is_trusted {

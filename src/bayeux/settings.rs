@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::authorise::{Channels, ExtToken, PublishTokens, SignedChannels, SubscribeTokens, Token};
 pub use super::encoding::EventIn;
 use super::mapping::Style;
+use super::permission::PermissionWebhook;
 use crate::wire::bayeux::{
     BayeuxError, Ext, Given, HANDSHAKE_DENIED, Publish, Subscribe, Subscription,
 };
@@ -23,6 +24,8 @@ pub struct Settings {
     pub wildcards: Wildcards,
     /// Whether subscribers see a publisher's `ext`, without what was a proof (2.9).
     pub forward_ext: bool,
+    /// And the members of a publish that Bayeux does not know.
+    pub forward_unknown_members: bool,
     /// Empty: anybody may have a session.
     pub handshake_tokens: Vec<ExtToken>,
     /// Whoever has one is trusted to publish as the application does.
@@ -34,6 +37,12 @@ pub struct Settings {
     pub jwt_secret: Option<Token>,
     /// But for these channels (5.3).
     pub jwt_exempt: Vec<Channels>,
+    /// The application is asked as well.
+    pub permission: Option<PermissionWebhook>,
+    /// How many sessions of a browser may have a poll held; absent: any number, as with Faye (6).
+    pub browser_polls_max: Option<usize>,
+    /// What the clients of the others are told to wait between two connects.
+    pub browser_interval: Duration,
     pub limits: Limits,
 }
 
@@ -107,18 +116,25 @@ impl Default for Settings {
             client_publish: ClientPublish::default(),
             wildcards: Wildcards::default(),
             forward_ext: true,
+            forward_unknown_members: false,
             handshake_tokens: Vec::new(),
             publish_tokens: PublishTokens(Vec::new()),
             subscribe_tokens: SubscribeTokens(Vec::new()),
             signed_channels: None,
             jwt_secret: None,
             jwt_exempt: Vec::new(),
+            permission: None,
+            browser_polls_max: None,
+            browser_interval: Self::BROWSER_INTERVAL,
             limits: Limits::default(),
         }
     }
 }
 
 impl Settings {
+    /// CometD's.
+    pub const BROWSER_INTERVAL: Duration = Duration::from_secs(2);
+
     /// What the development app has: a Faye server without extensions (8, out of the box).
     pub fn development() -> Self {
         Self {

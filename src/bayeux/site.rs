@@ -5,16 +5,20 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
+use warp::http::HeaderMap;
 
+use super::browsers::Browsers;
 use super::client::{Client, ClientSession};
+use super::permission::{Permission, Question, ShownHeaders};
 use super::settings::Settings;
 use crate::apps::{App, AppRegistry};
 use crate::broker::Broker;
 use crate::model::AppId;
+use crate::transport::outbound::OutboundError;
 use crate::transport::session::{Sessions, Vehicle};
 use crate::transport::websocket;
 use crate::transport::writer::Flushers;
-use crate::wire::bayeux::{Advice, ConnectionType, Given};
+use crate::wire::bayeux::{Advice, BayeuxError, ConnectionType, Given};
 
 /// How often sessions are looked through for those whose time is over.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -36,6 +40,8 @@ pub struct Site {
     pub settings: Settings,
     pub sessions: Sessions<Client>,
     pub websocket: Arc<websocket::Settings>,
+    pub permission: Option<Permission>,
+    pub browsers: Browsers,
 }
 
 impl Front {
@@ -47,9 +53,12 @@ impl Front {
         write_timeout: Duration,
         tasks: &TaskTracker,
         flushers: &Arc<Flushers>,
-    ) -> Self {
+    ) -> Result<Self, OutboundError> {
         let site = |(app_id, settings): (AppId, Settings)| {
+            let permission = settings.permission.clone().map(Permission::new);
             let site = Arc::new(Site {
+                permission: permission.transpose()?,
+                browsers: Browsers::default(),
                 app_id,
                 apps: apps.clone(),
                 broker: broker.clone(),
@@ -65,11 +74,10 @@ impl Front {
                 settings,
             });
             tokio::spawn(sweep(Arc::downgrade(&site)));
-            site
+            Ok(site)
         };
-        Self {
-            sites: sites.into_iter().map(site).collect(),
-        }
+        let sites = sites.into_iter().map(site).collect::<Result<_, _>>()?;
+        Ok(Self { sites })
     }
 
     /// The site at a path, with the path's rest: the longest mount counts.
@@ -101,6 +109,22 @@ impl Site {
         let session = self.session(client_id)?;
         session.client.be_active();
         Some(session)
+    }
+
+    /// What of a request's headers the application wants to see.
+    pub fn shown(&self, headers: &HeaderMap) -> ShownHeaders {
+        let permission = self.permission.as_ref();
+        permission.map_or_else(ShownHeaders::default, |asked| asked.shown(headers))
+    }
+
+    /// Whether the application was asked; `Err` if it refused.
+    pub async fn ask(&self, app: &App, question: Question<'_>) -> Result<bool, BayeuxError> {
+        match &self.permission {
+            Some(permission) if permission.is_about(question.matter) => {
+                permission.check(app, question).await.map(|()| true)
+            }
+            _ => Ok(false),
+        }
     }
 
     /// What a client is told to do next as long as all is well.

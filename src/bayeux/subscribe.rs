@@ -9,6 +9,7 @@ use super::check::{self, Service, Target};
 use super::client::{Client, ClientState};
 use super::encoding::{expansion, roster_members};
 use super::mapping::Scope;
+use super::permission::{Matter, Question, ShownHeaders};
 use super::settings::Wildcards;
 use super::site::{Site, now_ms};
 use crate::auth::{split_auth, subscription_text};
@@ -17,7 +18,7 @@ use crate::metrics::{Limit, REFUSALS};
 use crate::model::{ChannelKind, ChannelName, Member};
 use crate::wire::bayeux::{
     AUTHENTICATION_REQUIRED, BayeuxError, Ext, FORBIDDEN_CHANNEL, Given, INVALID_SIGNATURE, Object,
-    Subscribe, TOO_MANY_REQUESTS, UNKNOWN_CLIENT,
+    Subscribe, Subscription, TOO_MANY_REQUESTS, UNKNOWN_CLIENT,
 };
 
 /// What a message asks for and may have.
@@ -43,8 +44,12 @@ impl Granted {
 impl Site {
     /// `clientId` and `subscription` are required; private and presence channels need a proof in
     /// `ext`, see `Asked::verify`.
-    pub(super) async fn subscribe(&self, request: &Subscribe<'_>) -> String {
-        match self.try_subscribe(request).await {
+    pub(super) async fn subscribe(
+        &self,
+        request: &Subscribe<'_>,
+        headers: &ShownHeaders,
+    ) -> String {
+        match self.try_subscribe(request, headers).await {
             Ok(ext) => request.accepted(ext.as_deref()),
             Err(error) => request.refused(&error),
         }
@@ -57,12 +62,25 @@ impl Site {
         }
     }
 
-    async fn try_subscribe(&self, request: &Subscribe<'_>) -> Result<Option<String>, BayeuxError> {
+    async fn try_subscribe(
+        &self,
+        request: &Subscribe<'_>,
+        headers: &ShownHeaders,
+    ) -> Result<Option<String>, BayeuxError> {
         let session = self.active_session(request.client_id);
         let targets = check::subscribe(request, session.is_some(), self.settings.style)?;
         let session = session.ok_or(UNKNOWN_CLIENT)?;
-        let is_proven = self.settings.check_subscribe(request, now_ms())?;
+        let mut is_proven = self.settings.check_subscribe(request, now_ms())?;
         let client = &session.client;
+        let question = Question {
+            matter: Matter::Subscribe,
+            channel: "/meta/subscribe",
+            client_id: request.client_id,
+            subscription: request.subscription.as_ref().map(Subscription::json),
+            ext: request.ext.json(),
+            headers,
+        };
+        is_proven |= self.ask(&client.app, question).await?;
         let mut state = client.state.lock().await;
         if !client.is_open() {
             return Err(UNKNOWN_CLIENT.into());

@@ -15,6 +15,7 @@ use super::connect::{Connecting, Waiting};
 use super::encoding::message_of;
 use super::exchange::Answers;
 use super::http::Request;
+use super::permission::ShownHeaders;
 use super::site::Site;
 use crate::hub::{Closing, Frame, Outbox};
 use crate::transport::session::{Carrier, Parted, Vehicle};
@@ -32,6 +33,7 @@ pub fn answer(request: Request) -> Response {
         on_upgrade,
         ..
     } = request;
+    let shown = site.shown(&headers);
     let mut upgrade = match Upgrade::accept(&headers, on_upgrade) {
         Ok(upgrade) => upgrade,
         Err(refusal) => return *refusal,
@@ -52,6 +54,7 @@ pub fn answer(request: Request) -> Response {
                 replies: Outbox::new(bytes_max),
                 line: Mutex::default(),
             }),
+            headers: shown,
             unreadable: 0,
         })
     })
@@ -59,6 +62,7 @@ pub fn answer(request: Request) -> Response {
 
 struct Socket {
     outgoing: Arc<Outgoing>,
+    headers: ShownHeaders,
     /// How many messages in all could not be read.
     unreadable: u32,
 }
@@ -126,7 +130,9 @@ impl Outgoing {
         let Some(bound) = &mut line.bound else { return };
         if let Some((held, _)) = bound.held.take() {
             let session = &bound.carrier.session;
-            let (reply, events) = self.site.accepted(session, &held, events);
+            let (reply, events) = self
+                .site
+                .accepted(session, &held, &self.site.advice(), events);
             bound.carrier.written();
             let messages = [reply.as_str()].into_iter();
             let frame = join(messages.chain(events.iter().map(message_of)));
@@ -177,7 +183,9 @@ impl Conversation for Socket {
                 false => Err(Close::plain(1008, "No Bayeux messages")),
             };
         };
-        let Answers { replies, connects } = site.answer(&messages).await;
+        let Answers {
+            replies, connects, ..
+        } = site.answer(&messages, &self.headers).await;
         // Older clients send an empty array now and then, and have it answered.
         if !replies.is_empty() || messages.is_empty() {
             self.outgoing.reply(replies);

@@ -3,14 +3,19 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use hyper::Uri;
+use hyper::header::{AUTHORIZATION, COOKIE, HeaderName, ORIGIN};
+
 use super::problem::Site;
 use super::section::{Section, nearest};
+use super::webhooks::url;
 use super::written::Sited;
 use crate::bayeux::authorise::{
     Channels, ExtToken, PublishTokens, SignedChannels, SubscribeTokens, Token,
 };
 use crate::bayeux::channel::{Pattern, is_name};
 use crate::bayeux::mapping::Style;
+use crate::bayeux::permission::{Matter, PermissionWebhook};
 use crate::bayeux::settings::{ClientPublish, EventIn, Limits, Wildcards};
 use crate::bayeux::{Settings, TAKEN};
 
@@ -59,6 +64,7 @@ pub(super) fn bayeux(app: &mut Section) -> BayeuxDraft {
                 ],
             ),
             forward_ext: table.switch("forward_ext", default.forward_ext),
+            forward_unknown_members: table.switch("forward_unknown_members", false),
             handshake_tokens: tokens(
                 table,
                 "handshake_tokens",
@@ -73,6 +79,13 @@ pub(super) fn bayeux(app: &mut Section) -> BayeuxDraft {
             signed_channels: signed_channels(table),
             jwt_secret: secret(table, "jwt_secret"),
             jwt_exempt: channel_list(table, "jwt_exempt"),
+            permission: permission(table),
+            browser_polls_max: table.number("browser_polls_max", 1..=1_000),
+            browser_interval: table.duration(
+                "browser_interval_secs",
+                1..=3_600,
+                default.browser_interval,
+            ),
             limits: limits(table),
         };
         BayeuxDraft { settings, mounts }
@@ -216,6 +229,72 @@ fn signed_channels(table: &mut Section) -> Option<SignedChannels> {
         table.reading.note(site, what, "remove one of the two");
     }
     private_pub.or(danthes)?.1
+}
+
+fn permission(table: &mut Section) -> Option<PermissionWebhook> {
+    table.site_of("webhook")?;
+    table.table("webhook", "[apps.bayeux.webhook]", |table| {
+        let url = url(table);
+        let webhook = PermissionWebhook {
+            url: Uri::default(),
+            headers: shown_headers(table),
+            about: matters(table),
+            timeout: table.duration("timeout_secs", 1..=60, PermissionWebhook::TIMEOUT),
+            cache: table.duration("cache_secs", 0..=86_400, Duration::ZERO),
+            allow_private_networks: table.switch("allow_private_networks", false),
+        };
+        url.map(|url| PermissionWebhook {
+            url: url.value,
+            ..webhook
+        })
+    })
+}
+
+/// By default those that say who somebody is.
+fn shown_headers(table: &mut Section) -> Vec<HeaderName> {
+    let texts = table.texts("headers");
+    if table.site_of("headers").is_none() {
+        return vec![AUTHORIZATION, COOKIE, ORIGIN];
+    }
+    let mut names = Vec::new();
+    for text in texts {
+        match text.value.parse() {
+            Ok(name) => names.push(name),
+            Err(_) => table.reading.note(
+                &text.site,
+                format!("{:?} is no name of a header", text.value),
+                "use letters, digits and -",
+            ),
+        }
+    }
+    names
+}
+
+fn matters(table: &mut Section) -> Vec<Matter> {
+    const MATTERS: [(&str, Matter); 3] = [
+        ("handshake", Matter::Handshake),
+        ("subscribe", Matter::Subscribe),
+        ("publish", Matter::Publish),
+    ];
+    let texts = table.texts("about");
+    if table.site_of("about").is_none() {
+        return MATTERS.map(|(_, matter)| matter).into();
+    }
+    let mut matters = Vec::new();
+    for text in texts {
+        match MATTERS.iter().find(|(name, _)| *name == text.value) {
+            Some((_, matter)) => matters.push(*matter),
+            None => table.reading.note(
+                &text.site,
+                format!("{:?} is nothing that is asked about", text.value),
+                match nearest(&text.value, &MATTERS.map(|(name, _)| name)) {
+                    Some(near) => format!("did you mean {near:?}?"),
+                    None => "write some of handshake, subscribe, publish".to_owned(),
+                },
+            ),
+        }
+    }
+    matters
 }
 
 fn limits(table: &mut Section) -> Limits {

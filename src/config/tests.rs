@@ -421,6 +421,7 @@ fn no_problem_and_no_debug_output_shows_a_key_or_a_secret() {
 #[test]
 fn an_apps_bayeux_table_says_where_and_for_whom() {
     use crate::bayeux::mapping::Style;
+    use crate::bayeux::permission::Matter;
     use crate::bayeux::settings::{ClientPublish, EventIn, Limits, Wildcards};
 
     let written = Written {
@@ -440,6 +441,9 @@ fn an_apps_bayeux_table_says_where_and_for_whom() {
             client_publish = "none"
             wildcards = "all"
             forward_ext = false
+            forward_unknown_members = true
+            browser_polls_max = 4
+            webhook = { url = "http://h/?hush", about = ["publish"], cache_secs = 7 }
             publish_tokens = [{ key = "password", token = "p" }]
             danthes = { secret = "d", expiration_secs = 3600 }
             hold_secs = 60
@@ -461,7 +465,12 @@ fn an_apps_bayeux_table_says_where_and_for_whom() {
     assert_eq!(settings.jwt_exempt.len(), 2);
     assert_eq!(settings.client_publish, ClientPublish::Nobody);
     assert_eq!(settings.wildcards, Wildcards::All);
-    assert!(!settings.forward_ext);
+    assert!(!settings.forward_ext && settings.forward_unknown_members);
+    assert_eq!(settings.browser_polls_max, Some(4));
+    let permission = settings.permission.as_ref().unwrap();
+    assert_eq!(permission.about, [Matter::Publish]);
+    assert_eq!(permission.headers, ["authorization", "cookie", "origin"]);
+    assert_eq!(permission.cache, Duration::from_secs(7));
     assert!(settings.is_proof("password") && settings.is_proof("danthes_token"));
     let signed = settings.signed_channels.as_ref().unwrap();
     assert_eq!(signed.expiration_secs, Some(3600));
@@ -479,7 +488,7 @@ fn an_apps_bayeux_table_says_where_and_for_whom() {
     assert_eq!(unmentioned.client_publish, ClientPublish::Token);
     let shown = format!("{settings:?}");
     assert!(
-        !shown.contains("\"p\"") && !shown.contains("\"d\""),
+        !shown.contains("\"p\"") && !shown.contains("\"d\"") && !shown.contains("hush"),
         "{shown}"
     );
 }

@@ -114,7 +114,7 @@ fn draft(table: &mut Section) -> Option<EndpointDraft> {
     })
 }
 
-fn url(table: &mut Section) -> Option<Sited<Uri>> {
+pub(super) fn url(table: &mut Section) -> Option<Sited<Uri>> {
     const MEND: &str = "write it as \"https://example.com/pusher/webhooks\"";
     let Some(text) = table.text("url") else {
         if table.site_of("url").is_none() {

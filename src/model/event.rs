@@ -64,6 +64,9 @@ pub struct Message {
     /// What a Bayeux publisher's extensions said to its subscribers: the text of a JSON object
     /// (`bayeux.md` 2.9). Pusher has no place for it.
     pub ext: Option<Arc<str>>,
+    /// What else such a publisher's message held, where the app forwards that: the text of a JSON
+    /// object.
+    pub members: Option<Arc<str>>,
 }
 
 /// A user in a presence channel.

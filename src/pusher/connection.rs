@@ -345,6 +345,7 @@ impl Connection {
             data: data.into(),
             user_id: member.as_ref().map(|member| member.user_id.clone()),
             ext: None,
+            members: None,
         };
         (self.front.broker)
             .client_event(

@@ -183,6 +183,7 @@ impl Publication {
                 data: data.into(),
                 user_id: None,
                 ext: None,
+                members: None,
             },
             info: info.filter(|info| *info != Info::default()),
         })

@@ -442,7 +442,7 @@ impl<T> Drop for Carrier<T> {
 const ID_CHARS: usize = 31;
 
 /// 36^31 ids: a little more than 160 bits.
-fn random_id() -> String {
+pub fn random_id() -> String {
     const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
     /// Bytes from here on would make some digits likelier than others.
     const UNFAIR_FROM: u8 = 252;

@@ -626,6 +626,7 @@ mod tests {
                 data: data.as_str().into(),
                 user_id: user.as_deref().map(Arc::from),
                 ext: None,
+                members: None,
             };
             let frame: Value = serde_json::from_str(&message("room", &sent)).unwrap();
             let mut expected = json!({"event": name, "channel": "room", "data": data});

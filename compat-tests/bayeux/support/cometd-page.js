@@ -90,7 +90,7 @@ export function createCometd({ url, transport, holdMs, post }) {
       equal((await asked((done) => client.disconnect(done))).successful, true);
     },
   };
-  return { run: (title) => steps[title]() };
+  return { connects, run: (title) => steps[title]() };
 }
 
 function equal(actual, expected) {

@@ -6,7 +6,7 @@
 //! except   := 0:u8 | 1:u8 node:u32 serial:u32
 //! text     := bytes:u32 UTF-8        (app, name and every text of a body)
 //! optional := '0' | '1' and the text, together in one text
-//! body     := 1 Message            name data user_id:optional ext:optional
+//! body     := 1 Message            name data user_id:optional ext:optional members:optional
 //!           | 2 MemberAdded        users:u64 version:u64 user_id info:optional
 //!           | 3 MemberRemoved      users:u64 version:u64 user_id
 //!           | 4 SubscriptionCount  connections:u64 version:u64
@@ -49,6 +49,7 @@ pub fn encode(event: &Event) -> Vec<u8> {
             push_text(&mut record, &message.data);
             push_text(&mut record, &optional(&message.user_id));
             push_text(&mut record, &optional(&message.ext));
+            push_text(&mut record, &optional(&message.members));
         }
         Body::MemberAdded {
             member,
@@ -84,6 +85,12 @@ pub fn encode(event: &Event) -> Vec<u8> {
     record
 }
 
+/// The id alone of what [`encode`] or a script has written.
+pub fn id_of(record: &[u8]) -> Option<EventId> {
+    let mut rest = Rest(record.get(2..)?);
+    Some(EventId::new(rest.u32()?, rest.u64()?))
+}
+
 /// `None` for what no version of ours has written, or a later one.
 pub fn decode(record: &[u8]) -> Option<Event> {
     let mut rest = Rest(record);
@@ -106,6 +113,7 @@ pub fn decode(record: &[u8]) -> Option<Event> {
             data: rest.text()?.into(),
             user_id: present(rest.text()?),
             ext: present(rest.text()?),
+            members: present(rest.text()?),
         }),
         2 => {
             let (users, version) = (rest.u64()?, rest.u64()?);
@@ -206,15 +214,16 @@ mod tests {
             user_id: "ü".into(),
             user_info,
         };
-        let message = |user_id, ext| Message {
+        let message = |user_id, ext, members| Message {
             name: "e\0".into(),
             data: "{\"ä\":1}".into(),
             user_id,
             ext,
+            members,
         };
         let bodies = [
-            Body::Message(message(None, None)),
-            Body::Message(message(text(""), text("{}"))),
+            Body::Message(message(None, None, None)),
+            Body::Message(message(text(""), text("{}"), text("{\"x\":1}"))),
             Body::MemberAdded {
                 member: member(None).into(),
                 users: 3,
@@ -256,7 +265,9 @@ mod tests {
     #[test]
     fn every_event_arrives_as_it_was_sent() {
         for event in events() {
-            assert_eq!(decode(&encode(&event)), Some(event));
+            let record = encode(&event);
+            assert_eq!(id_of(&record), Some(event.id));
+            assert_eq!(decode(&record), Some(event));
         }
     }
 

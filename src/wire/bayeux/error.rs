@@ -26,6 +26,9 @@ pub const INVALID_SIGNATURE: Reason = coded(403, "Invalid signature");
 /// `channel_data` or `user_data` names no user, or more than the limits allow.
 pub const INVALID_USER: Reason = coded(403, "Invalid user");
 pub const INVALID_EVENT_NAME: Reason = coded(400, "Invalid event name");
+/// The application was asked (5.1, `webhook`).
+pub const REFUSED_BY_APPLICATION: Reason = coded(403, "Refused by the application");
+pub const APPLICATION_UNREACHABLE: Reason = coded(503, "Application unreachable");
 
 /// Faye's documentation, for a subscription token (5.1).
 pub const INVALID_SUBSCRIPTION_TOKEN: Reason = free("Invalid subscription auth token");
@@ -91,6 +94,7 @@ impl Reason {
         BayeuxError {
             reason: self,
             argument: argument.into(),
+            said: None,
         }
     }
 }
@@ -106,13 +110,26 @@ impl From<Reason> for BayeuxError {
 pub struct BayeuxError {
     pub reason: Reason,
     argument: String,
+    /// Instead of all that, as from an extension of Faye.
+    said: Option<String>,
+}
+
+impl BayeuxError {
+    /// The application's own words for the client.
+    pub fn said_by_application(text: String) -> Self {
+        Self {
+            said: Some(text),
+            ..REFUSED_BY_APPLICATION.into()
+        }
+    }
 }
 
 impl fmt::Display for BayeuxError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.reason.code {
-            Some(code) => write!(f, "{code}:{}:{}", self.argument, self.reason.text),
-            None => f.write_str(self.reason.text),
+        match (self.reason.code, &self.said) {
+            (_, Some(text)) => f.write_str(text),
+            (Some(code), None) => write!(f, "{code}:{}:{}", self.argument, self.reason.text),
+            (None, None) => f.write_str(self.reason.text),
         }
     }
 }

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 
 use super::error::{BayeuxError, INVALID_CHANNEL, MISSING_PARAMETER};
 use super::given::{Ext, Given, NESTING_LEVELS_MAX, measure};
+use super::object::Object;
 
 pub enum IncomingMessage<'a> {
     Handshake(Handshake<'a>),
@@ -75,6 +76,8 @@ pub struct Publish<'a> {
     /// The token of faye-authentication (5.3).
     pub signature: Option<Given<'a>>,
     pub ext: Ext<'a>,
+    /// Members that no operation knows, in their order.
+    others: Vec<(Cow<'a, str>, Given<'a>)>,
 }
 
 /// Not an object, or without a string for a channel: good for nothing but an error.
@@ -155,7 +158,7 @@ impl<'a> Subscription<'a> {
 
 fn message(given: Given<'_>) -> IncomingMessage<'_> {
     let mut members = Members::default();
-    if !given.each_member(|name, value| members.take(&name, value)) {
+    if !given.each_member(|name, value| members.take(name, value)) {
         return IncomingMessage::Invalid(Invalid {
             error: MISSING_PARAMETER.of("data"),
             id: None,
@@ -211,9 +214,27 @@ fn message(given: Given<'_>) -> IncomingMessage<'_> {
             data: members.data.map(Given::json),
             signature: members.signature,
             ext,
+            others: members.others,
         }),
     }
 }
+
+impl Publish<'_> {
+    /// What an app may forward beside `ext` (2.9): members of the publisher's own making, as the
+    /// text of an object. Never one that a subscriber's client would obey.
+    pub fn forwardable(&self) -> Option<String> {
+        let mut members = Object::default();
+        for (name, value) in &self.others {
+            if !OBEYED.contains(&&**name) {
+                members = members.json(name, value.json());
+            }
+        }
+        (!members.is_empty()).then(|| members.end())
+    }
+}
+
+/// Beside those that some operation reads.
+const OBEYED: [&str; 3] = ["error", "minimumVersion", "successful"];
 
 pub(super) const HANDSHAKE: &str = "/meta/handshake";
 pub(super) const CONNECT: &str = "/meta/connect";
@@ -235,11 +256,12 @@ struct Members<'a> {
     advice: Option<Given<'a>>,
     signature: Option<Given<'a>>,
     ext: Option<Given<'a>>,
+    others: Vec<(Cow<'a, str>, Given<'a>)>,
 }
 
 impl<'a> Members<'a> {
-    fn take(&mut self, name: &str, value: Given<'a>) {
-        let member = match name {
+    fn take(&mut self, name: Cow<'a, str>, value: Given<'a>) {
+        let member = match &*name {
             "id" => &mut self.id,
             "channel" => &mut self.channel,
             "clientId" => &mut self.client_id,
@@ -251,7 +273,7 @@ impl<'a> Members<'a> {
             "advice" => &mut self.advice,
             "signature" => &mut self.signature,
             "ext" => &mut self.ext,
-            _ => return,
+            _ => return self.others.push((name, value)),
         };
         *member = Some(value);
     }

@@ -177,6 +177,8 @@ pub struct Delivery<'a> {
     pub is_cached: bool,
     /// What [`super::Ext::forwardable`] left of the publisher's `ext`.
     pub forwarded: Option<&'a str>,
+    /// What [`super::Publish::forwardable`] left of the publisher's message.
+    pub members: Option<&'a str>,
 }
 
 impl Delivery<'_> {
@@ -185,6 +187,7 @@ impl Delivery<'_> {
             .text("channel", self.channel)
             .json("data", self.data)
             .json_if_any("ext", self.ext().as_deref())
+            .members_of(self.members.unwrap_or_default())
             .end()
     }
 
@@ -250,6 +253,7 @@ mod tests {
         user_id: None,
         is_cached: false,
         forwarded: None,
+        members: None,
     };
 
     #[test]
