@@ -52,9 +52,9 @@ pub type ClientSession = Arc<Session<Client>>;
 /// The HTTP side of the Pusher front end.
 pub struct Fallback {
     pub front: Arc<Front>,
-    pub sessions: Sessions<Client>,
-    pub stats: Stats,
-    pub browsers: Browsers,
+    pub sessions: Arc<Sessions<Client>>,
+    pub stats: Arc<Stats>,
+    pub browsers: Arc<Browsers>,
 }
 
 /// What stands behind a session.
@@ -110,12 +110,23 @@ pub enum Taken {
 }
 
 impl Fallback {
-    pub fn start(front: Arc<Front>) -> Arc<Self> {
-        let fallback = Arc::new(Self {
-            sessions: Sessions::new(front.http_sessions_max),
+    pub fn new(front: Arc<Front>) -> Self {
+        Self {
+            sessions: Arc::new(Sessions::new(front.http_sessions_max)),
             front,
-            stats: Stats::default(),
-            browsers: Browsers::default(),
+            stats: Arc::default(),
+            browsers: Arc::default(),
+        }
+    }
+
+    /// Looks after the same sessions, with these settings.
+    pub fn behind(&self, front: Arc<Front>) -> Arc<Self> {
+        self.sessions.limit(front.http_sessions_max);
+        let fallback = Arc::new(Self {
+            front,
+            sessions: self.sessions.clone(),
+            stats: self.stats.clone(),
+            browsers: self.browsers.clone(),
         });
         tokio::spawn(sweep(Arc::downgrade(&fallback)));
         fallback
