@@ -19,7 +19,7 @@ const FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', 
 let browser;
 
 /** A new page in the one browser of this test file, with nothing kept from other pages. */
-async function openPage() {
+export async function openPage() {
   browser ??= chromium.launch({ executablePath: '/usr/bin/chromium', args: FLAGS }).then((launched) => {
     atEnd(() => launched.close());
     return launched;
