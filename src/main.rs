@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use raptor::audit;
 use raptor::config::{Config, Problem, Problems, Written};
-use raptor::server::{Reloader, Server, StartError};
+use raptor::server::{self, Reloader, Server, StartError};
 use raptor::webhooks::Archive;
 
 use cli::{Command, Wish};
@@ -42,10 +42,10 @@ async fn serve(settings: Result<Written, Problem>) -> Result<(), String> {
     for warning in &config.warnings {
         tracing::warn!("{}: {}; {}", warning.site, warning.what, warning.mend);
     }
-    let cannot_listen = |error| format!("cannot listen on {}: {error}", config.server.listen);
+    let cannot_listen = |error| format!("cannot listen on {error}");
     let cannot_start = |error| match error {
         StartError::Listen(error) => cannot_listen(error),
-        StartError::Tls(error) => error,
+        StartError::Tls(problem) => problem.to_string(),
         StartError::Webhooks(error) => error.to_string(),
         StartError::Bayeux(error) => error.to_string(),
     };
@@ -56,6 +56,9 @@ async fn serve(settings: Result<Written, Problem>) -> Result<(), String> {
     print(cli::welcome::text(address, &config));
     if let Some(address) = server.tls_address().map_err(cannot_listen)? {
         print(format!("\nTLS is on https://{address}"));
+    }
+    if let Some(unix) = &config.server.unix {
+        print(format!("\nListening on {}", unix.listen.value.display()));
     }
     if let Some(address) = server.metrics_address().map_err(cannot_listen)? {
         print(format!("\nMetrics are at http://{address}/metrics"));
@@ -70,6 +73,7 @@ async fn serve(settings: Result<Written, Problem>) -> Result<(), String> {
 
 fn check(settings: Result<Written, Problem>) -> Result<(), String> {
     let config = read(settings)?;
+    server::check_files(&config).map_err(|problems| problems.to_string())?;
     print(cli::welcome::summary(&config));
     Ok(())
 }

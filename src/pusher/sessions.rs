@@ -48,8 +48,8 @@ pub type ClientSession = Arc<Session<Client>>;
 /// The HTTP side of the Pusher front end.
 pub struct Fallback {
     pub front: Arc<Front>,
-    pub sessions: Sessions<Client>,
-    pub stats: Stats,
+    pub sessions: Arc<Sessions<Client>>,
+    pub stats: Arc<Stats>,
 }
 
 /// What stands behind a session.
@@ -99,10 +99,19 @@ pub enum Taken {
 
 impl Fallback {
     pub fn start(front: Arc<Front>) -> Arc<Self> {
+        Self::with(front, Arc::new(Sessions::new(SESSIONS_MAX)), Arc::default())
+    }
+
+    /// The same sessions with other settings.
+    pub fn behind(&self, front: Arc<Front>) -> Arc<Self> {
+        Self::with(front, self.sessions.clone(), self.stats.clone())
+    }
+
+    fn with(front: Arc<Front>, sessions: Arc<Sessions<Client>>, stats: Arc<Stats>) -> Arc<Self> {
         let fallback = Arc::new(Self {
             front,
-            sessions: Sessions::new(SESSIONS_MAX),
-            stats: Stats::default(),
+            sessions,
+            stats,
         });
         tokio::spawn(sweep(Arc::downgrade(&fallback)));
         fallback
