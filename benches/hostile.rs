@@ -7,7 +7,8 @@
 //! ```
 //!
 //! The attackers are a process of their own with the lowest priority: they are to hurt by what they
-//! do to the server and not by what they take of this machine.
+//! do to the server and not by what they take of this machine. On a machine that has other work, run
+//! it with a higher priority than that: `setsid sh -c 'echo -10 > /proc/self/autogroup; exec …'`.
 
 mod support;
 
@@ -147,9 +148,12 @@ async fn measure(name: &str, load: Load) -> bool {
     };
     println!("{name}: p99 in ms without {}", show(&quiet));
     println!("{name}: p99 in ms with    {}", show(&attacked));
-    let ratio = median(&attacked) as f64 / median(&quiet) as f64;
+    let ratio = quantile(&attacked, 2) as f64 / quantile(&quiet, 2) as f64;
+    // Whatever else the machine does only ever adds.
+    let undisturbed = quantile(&attacked, 4) as f64 / quantile(&quiet, 4) as f64;
     let holds = ratio <= load.ratio_max;
     let (verdict, max) = (if holds { "holds" } else { "MISSED" }, load.ratio_max);
+    println!("{name}: lower quartiles {undisturbed:.2} times");
     println!("{name}: medians {ratio:.2} times, at most {max}: {verdict}");
     for (sample, value) in after {
         let was = before.iter().find(|(known, _)| *known == sample);
@@ -161,10 +165,11 @@ async fn measure(name: &str, load: Load) -> bool {
     holds
 }
 
-fn median(values: &[u64]) -> u64 {
+/// The median for 2, the lower quartile for 4.
+fn quantile(values: &[u64], part: usize) -> u64 {
     let mut sorted = values.to_vec();
     sorted.sort_unstable();
-    sorted[sorted.len() / 2]
+    sorted[sorted.len() / part]
 }
 
 fn since_start() -> u64 {
@@ -303,14 +308,15 @@ struct Attackers {
 
 impl Attackers {
     fn start(name: &str, port: u16, tls_port: u16) -> Self {
-        let mut process = Command::new("nice")
-            .args(["-n", "19"])
+        // A session of its own, because the kernel shares the machine out to sessions first.
+        let mut process = Command::new("setsid")
+            .args(["nice", "-n", "19"])
             .arg(env::current_exe().unwrap())
             .args(["attack", name, &port.to_string(), &tls_port.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .expect("nice is there");
+            .expect("setsid and nice are there");
         Self {
             commands: process.stdin.take().unwrap(),
             answers: BufReader::new(process.stdout.take().unwrap()),
@@ -334,6 +340,7 @@ impl Drop for Attackers {
 }
 
 async fn attack(name: &str, ports: [u16; 2]) {
+    let _ = fs::write("/proc/self/autogroup", "19");
     let (sender, mut commands) = tokio::sync::mpsc::unbounded_channel();
     std::thread::spawn(move || {
         io::stdin()
