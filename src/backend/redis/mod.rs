@@ -269,12 +269,6 @@ impl Redis {
         self.0.partition(channel).caught_up().await;
     }
 
-    /// Ends as a process that is killed: nobody is told.
-    #[cfg(test)]
-    fn die(&self) {
-        self.0.stop.cancel();
-    }
-
     /// The nodes that Redis knows.
     pub async fn nodes(settings: &Settings) -> Result<Vec<NodeInfo>, String> {
         let registry = Registry::of(settings).await?;
