@@ -364,7 +364,13 @@ impl Backend for Redis {
         keep: Option<Duration>,
         fact: Option<FactKind>,
     ) -> Done<'_, ()> {
-        Box::pin(self.0.publish(event, keep, fact))
+        if fact.is_none() {
+            return Box::pin(self.0.publish(event, keep, None));
+        }
+        // To its end, also if whoever publishes goes: what is stated would be so once more.
+        let inner = self.0.clone();
+        let published = tokio::spawn(async move { inner.publish(event, keep, fact).await });
+        Box::pin(async move { drop(published.await) })
     }
 
     fn join<'a>(
