@@ -79,6 +79,8 @@ pub struct ServerSettings {
     pub outbox_bytes_total_max: usize,
     /// What may wait for one slow connection before 4100.
     pub outbox_bytes_max: usize,
+    /// Of Pusher clients without WebSockets.
+    pub http_sessions_max: usize,
 }
 
 /// A listener beside the plain one. Its files are PEM.
@@ -171,6 +173,7 @@ impl Default for ServerSettings {
             ),
             outbox_bytes_total_max: 1_073_741_824,
             outbox_bytes_max: 1_048_576,
+            http_sessions_max: 100_000,
         }
     }
 }

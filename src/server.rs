@@ -166,10 +166,13 @@ impl Server {
             show_redis(&status, redis);
         }
         let pusher = pusher_front(&settings, &broker, &apps, &lives.tasks, &flushers);
+        let fallback = Arc::new(pusher::Fallback::new(Arc::new(pusher)));
+        let shown = fallback.clone();
+        status.show(move |page| shown.show(page));
         let rooms = Rooms {
             broker: broker.clone(),
             apps,
-            fallback: pusher::Fallback::start(Arc::new(pusher)),
+            fallback,
             bayeux: Arc::new(bayeux),
             status: status.clone(),
             tasks: lives.tasks.clone(),
@@ -387,6 +390,7 @@ fn pusher_front(
         activity_timeout: settings.activity_timeout,
         assume_protocol: settings.assume_protocol,
         outbox_bytes_max: settings.outbox_bytes_max,
+        http_sessions_max: settings.http_sessions_max,
     }
 }
 

@@ -189,6 +189,11 @@ fn server_settings(root: &mut Section, listen: Option<&Sited<SocketAddr>>) -> Se
             default.outbox_bytes_total_max,
         ),
         outbox_bytes_max: root.count("outbox_bytes_max", BYTES, default.outbox_bytes_max),
+        http_sessions_max: root.count(
+            "http_sessions_max",
+            1..=1_000_000_000,
+            default.http_sessions_max,
+        ),
     };
     let has_proxies = [
         settings.proxy_protocol,

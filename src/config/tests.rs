@@ -144,6 +144,7 @@ fn every_key_reaches_its_place() {
             ),
             outbox_bytes_total_max: 100_000_000,
             outbox_bytes_max: 524_288,
+            http_sessions_max: 5_000,
         }
     );
     assert_eq!(config.log.level, "warn,raptor=debug");

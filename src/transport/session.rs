@@ -89,6 +89,11 @@ impl<T> Sessions<T> {
         by_id.get(id).cloned()
     }
 
+    pub fn count(&self) -> usize {
+        let by_id = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
+        by_id.len()
+    }
+
     pub fn all(&self) -> Vec<Arc<Session<T>>> {
         let by_id = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
         by_id.values().cloned().collect()
