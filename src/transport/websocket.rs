@@ -156,9 +156,11 @@ impl Upgrade {
             let stream = Arc::new(stream);
             let (end, begun) = match conversation() {
                 Ok(conversation) => {
-                    Socket::new(stream.clone(), &received, conversation, settings.clone())
-                        .run()
-                        .await
+                    let settings = settings.clone();
+                    let mut socket = Socket::new(stream.clone(), &received, conversation, settings);
+                    // Even if it is empty, the whole buffer of the HTTP connection is behind it.
+                    drop(received);
+                    socket.run().await
                 }
                 Err(close) => (End::Close(close), Vec::new()),
             };
