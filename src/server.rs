@@ -158,7 +158,10 @@ impl Server {
                 let address = listener.local_addr().map_err(StartError::Listen)?;
                 let facts = match webhooks.endpoints.is_empty() {
                     true => redis::Facts::Here(fact_sink.clone()),
-                    false => redis::Facts::InStreams(fact_sink.clone()),
+                    false => {
+                        let lines = webhooks::lines(&webhooks.endpoints);
+                        redis::Facts::InStreams(fact_sink.clone(), lines)
+                    }
                 };
                 let (hub, ids) = (hub.clone(), ids.clone());
                 let redis = Redis::start(settings, address.to_string(), hub, ids, facts);

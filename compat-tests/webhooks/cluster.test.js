@@ -58,13 +58,11 @@ test('a receiver that fails half of its requests gets all that anybody saw, in o
   const heard = new Heard();
   for (let life = 0; life < LIVES; life++) {
     const at = Math.floor(Math.random() * nodes.length);
-    const { end, silent } = await heard.talk(nodes[at]);
+    const { end, silent } = await heard.talk(nodes[at], nodes[(at + 1) % nodes.length]);
     await sleep(400 + Math.random() * 2_000);
-    await end();
-    // What a node published in its last moment may be gone with it.
-    await sleep(1_000);
     await nodes[at].stop('SIGKILL');
-    await silent;
+    await end();
+    await silent();
     nodes[at] = await nodes[at].restart('SIGKILL');
   }
   receiver.answer = ANSWER.well;

@@ -34,7 +34,7 @@ test('kill -9 in the middle of delivery loses nothing that anybody saw, repeats 
     await sleep(400 + Math.random() * 600);
     await raptor.stop('SIGKILL');
     await end();
-    await silent;
+    await silent();
     raptor = await raptor.restart('SIGKILL');
   }
   receiver.answer = ANSWER.well;

@@ -104,7 +104,7 @@ async fn a_replayed_event_is_not_repeated(cluster: Cluster) {
         peer.join(b, "cache-x", None, 0).await.unwrap();
         let event = a.event("cache-x", Body::Message(message("last")), None);
         if comes_meanwhile {
-            a.backend.publish(event.clone(), None).await;
+            a.backend.publish(event.clone(), None, None).await;
         }
         let acknowledgement = Acknowledgement {
             frames: vec!["ack".to_owned().into()],
@@ -245,7 +245,9 @@ async fn an_older_count_does_not_follow_a_newer_one(cluster: Cluster) {
             connections: version,
             version,
         };
-        a.backend.publish(a.event("room", count, None), None).await;
+        a.backend
+            .publish(a.event("room", count, None), None, None)
+            .await;
     }
     assert_eq!(peer.heard(), ["ack", "#7", "#8", "#8", "#9"]);
 }
@@ -280,7 +282,7 @@ async fn counts_hold_though_the_channel_was_empty_meanwhile(cluster: Cluster) {
             connections,
             version,
         };
-        a.backend.publish(a.event("room", body, None), None)
+        a.backend.publish(a.event("room", body, None), None, None)
     };
     let (early, late) = (Peer::new(a), Peer::new(b));
     early.subscribe(a, "room", None).await.unwrap();
@@ -300,7 +302,7 @@ async fn a_last_event_is_kept_for_its_time(cluster: Cluster) {
     let room = channel("cache-x");
     assert_eq!(b.backend.last_event(&room).await, None);
     let event = a.event("cache-x", Body::Message(message("kept")), None);
-    a.backend.publish(event.clone(), Some(keep)).await;
+    a.backend.publish(event.clone(), Some(keep), None).await;
     a.say("cache-x", "not kept", None).await;
     tokio::time::sleep(keep / 4).await;
     let last = b.backend.last_event(&room).await.unwrap();
@@ -322,7 +324,7 @@ async fn what_is_the_last_event_has_been_handed_over(cluster: Cluster) {
     let joined = late.join(b, "cache-x", None, 0).await.unwrap();
     let before = a.say("cache-x", "before", None);
     let event = a.event("cache-x", Body::Message(message("last")), None);
-    let publish = (a.backend).publish(event.clone(), Some(Duration::from_secs(60)));
+    let publish = (a.backend).publish(event.clone(), Some(Duration::from_secs(60)), None);
     let mut publishing = pin!(join(before, publish));
     // Handing over to many pauses now and then.
     let mut is_over = false;
@@ -371,7 +373,7 @@ async fn terminating_closes_the_outboxes(cluster: Cluster) {
     acknowledged.subscribe(b, "room", None).await.unwrap();
     let joined = pending.join(b, "room", None, 0).await.unwrap();
     a.backend
-        .publish(a.event("room", Body::Terminate, None), None)
+        .publish(a.event("room", Body::Terminate, None), None, None)
         .await;
     pending.acknowledge(b, "room", &joined);
     for peer in [acknowledged, pending] {
@@ -460,7 +462,7 @@ impl Node {
 
     pub async fn say(&self, name: &str, data: &str, except: Option<SocketId>) {
         let event = self.event(name, Body::Message(message(data)), except);
-        self.backend.publish(event, None).await;
+        self.backend.publish(event, None, None).await;
     }
 }
 

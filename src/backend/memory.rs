@@ -66,7 +66,15 @@ impl Memory {
 }
 
 impl Backend for Memory {
-    fn publish(&self, event: Event, keep: Option<Duration>) -> Done<'_, ()> {
+    fn publish(
+        &self,
+        event: Event,
+        keep: Option<Duration>,
+        fact: Option<FactKind>,
+    ) -> Done<'_, ()> {
+        if let Some(fact) = fact {
+            self.facts.state(&event.channel, fact);
+        }
         let Some(keep) = keep else {
             return Box::pin(self.hub.deliver(event));
         };

@@ -20,15 +20,17 @@ pub use memory::Memory;
 pub use redis::Redis;
 
 use crate::hub::{Expansion, MemberLimitReached, Occupancy, Roster, Subscriber};
-use crate::model::{AppId, ChannelId, ChannelName, Event, Member, SocketId};
+use crate::model::{AppId, ChannelId, ChannelName, Event, FactKind, Member, SocketId};
 
 /// One allocation for each operation, never for each recipient.
 pub type Done<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 pub trait Backend: Send + Sync {
     /// Delivers the event to every subscriber of its channel in the cluster, and keeps it as the
-    /// channel's last event for `keep`.
-    fn publish(&self, event: Event, keep: Option<Duration>) -> Done<'_, ()>;
+    /// channel's last event for `keep`. `fact` is what the application is told of it: stated before
+    /// anybody can see the event.
+    fn publish(&self, event: Event, keep: Option<Duration>, fact: Option<FactKind>)
+    -> Done<'_, ()>;
 
     /// Adds a pending subscriber (see [`crate::hub`]). If its user is new to the channel, the
     /// others are told. If it is a user's first sign-in, the user's watchers are told.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::apps::App;
-use crate::backend::{Backend, FactSink};
+use crate::backend::Backend;
 use crate::model::ids::IdSource;
 use crate::model::{Body, ChannelId, Event, FactKind};
 
@@ -19,7 +19,6 @@ const INTERVAL: Duration = Duration::from_secs(5);
 pub(super) struct Counts {
     backend: Arc<dyn Backend>,
     ids: Arc<IdSource>,
-    facts: FactSink,
     /// Large channels that were told less than an interval ago, with what to tell next.
     waiting: Arc<Mutex<HashMap<ChannelId, Option<Count>>>>,
 }
@@ -31,11 +30,10 @@ struct Count {
 }
 
 impl Counts {
-    pub fn new(backend: Arc<dyn Backend>, ids: Arc<IdSource>, facts: FactSink) -> Self {
+    pub fn new(backend: Arc<dyn Backend>, ids: Arc<IdSource>) -> Self {
         Self {
             backend,
             ids,
-            facts,
             waiting: Arc::default(),
         }
     }
@@ -101,7 +99,7 @@ impl Counts {
             connections,
             version,
         } = count;
-        (self.facts).state(channel, FactKind::SubscriptionCount { connections });
+        let fact = FactKind::SubscriptionCount { connections };
         let event = Event {
             id: self.ids.event_id(),
             channel: channel.clone(),
@@ -111,7 +109,7 @@ impl Counts {
                 version,
             },
         };
-        self.backend.publish(event, None).await;
+        self.backend.publish(event, None, Some(fact)).await;
     }
 
     fn waiting(&self) -> MutexGuard<'_, HashMap<ChannelId, Option<Count>>> {
@@ -138,10 +136,10 @@ mod tests {
     fn setup() -> Setup {
         let (sink, facts) = fact_queue(1000);
         let ids = Arc::new(IdSource::new(1));
-        let backend = Arc::new(Memory::new(Arc::new(Hub::new()), ids.clone(), sink.clone()));
+        let backend = Arc::new(Memory::new(Arc::new(Hub::new()), ids.clone(), sink));
         let id = AppId::new("1");
         Setup {
-            counts: Counts::new(backend, ids, sink),
+            counts: Counts::new(backend, ids),
             facts,
             room: ChannelId::new(&id, &ChannelName::parse("room", 164).unwrap()),
             app: App {

@@ -65,7 +65,7 @@ impl Broker {
         ids: Arc<IdSource>,
     ) -> Arc<Self> {
         Arc::new(Self {
-            counts: Counts::new(backend.clone(), ids.clone(), facts.clone()),
+            counts: Counts::new(backend.clone(), ids.clone()),
             admissions: Default::default(),
             rates: Default::default(),
             leaving: TaskTracker::new(),
@@ -191,7 +191,7 @@ impl Broker {
     ) {
         let keep = channel.is_cached().then_some(app.limits.cache_ttl);
         let event = self.event(app, channel, except, Body::Message(message));
-        self.backend.publish(event, keep).await;
+        self.backend.publish(event, keep, None).await;
     }
 
     /// Publishes what a client sent. Never remembered. `sender` is absent for a Bayeux client
@@ -211,8 +211,7 @@ impl Broker {
             user_id: message.user_id.clone(),
         };
         let event = self.event(app, channel, except, Body::Message(message));
-        self.facts.state(&event.channel, fact);
-        self.backend.publish(event, None).await;
+        self.backend.publish(event, None, Some(fact)).await;
     }
 
     /// States what `kind` makes about a Bayeux session, if anybody wants to know of sessions.

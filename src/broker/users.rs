@@ -61,7 +61,7 @@ impl Broker {
     pub async fn terminate_user(&self, app: &App, user_id: &str) {
         let channel = ChannelName::signed_in(user_id);
         let event = self.event(app, &channel, None, Body::Terminate);
-        self.backend.publish(event, None).await;
+        self.backend.publish(event, None, None).await;
     }
 
     async fn attach(&self, app: &App, name: ChannelName, subscriber: Subscriber) -> Attachment {

@@ -1,4 +1,5 @@
-//! Webhooks of several nodes. Every node writes its facts into the streams of their partitions;
+//! Webhooks of several nodes. Facts go into the streams of their partitions: joins, leaves and
+//! publishes in the very step in which they happen, others a moment later;
 //! one node, whoever holds the lease, reads them and dispatches. If it dies another one goes on
 //! where it was: what was told, what is being held, and every delivery are in the shared store.
 
@@ -6,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use redis::{Cmd, Value, cmd, from_redis_value};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -15,12 +17,13 @@ use tokio_util::sync::CancellationToken;
 use super::deliver::new_id;
 use super::dispatch::{Dispatcher, End, Parts};
 use super::journal;
+use super::settings::Endpoint;
 use super::settle::Settler;
 use super::source::{FACTS_AT_ONCE, Source, concerns};
 use super::store::shared::{Shared, keep_lease, take_lease};
 use super::store::{Position, Store, StoreError};
-use crate::backend::{Done, Redis};
-use crate::model::{ChannelId, Fact};
+use crate::backend::{Done, Redis, redis::Lines};
+use crate::model::{ChannelId, ChannelName, Fact};
 
 /// How long the cluster waits for a dispatcher that says nothing.
 const LEASE: Duration = Duration::from_secs(8);
@@ -31,12 +34,14 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const FORWARD_PAUSE: Duration = Duration::from_millis(250);
 /// For the last facts, at the end.
 const FAREWELL: Duration = Duration::from_secs(3);
-/// Facts that wait for a dispatcher; beyond it the oldest go.
-const STREAM_FACTS_MAX: usize = 100_000;
+/// Read from one stream at once.
+const STREAM_FACTS_AT_ONCE: usize = 200;
 
 /// What webhooks need of a shared Redis.
 pub trait Places: Send + Sync {
     fn partitions(&self) -> usize;
+    /// Whether one command may name keys of several partitions.
+    fn are_together(&self) -> bool;
     fn partition_of(&self, channel: &ChannelId) -> usize;
     /// What the names of a partition's keys start with.
     fn prefix(&self, partition: usize) -> String;
@@ -50,6 +55,10 @@ pub trait Places: Send + Sync {
 impl Places for Redis {
     fn partitions(&self) -> usize {
         Self::PARTITIONS
+    }
+
+    fn are_together(&self) -> bool {
+        self.partitions_are_together()
     }
 
     fn partition_of(&self, channel: &ChannelId) -> usize {
@@ -106,7 +115,13 @@ impl Cluster {
     }
 }
 
-/// Writes this node's facts into their streams, in order.
+/// Of what goes with a publish.
+pub fn lines(endpoints: &[Endpoint]) -> Lines {
+    let endpoints = endpoints.to_vec();
+    Arc::new(move |fact| concerns(&endpoints, fact).then(|| journal::write(0, fact)))
+}
+
+/// Writes the facts of this node that go with no change in Redis into their streams, in order.
 async fn forward(
     parts: Parts,
     places: Arc<dyn Places>,
@@ -123,22 +138,23 @@ async fn forward(
         }
         let mut streams: BTreeMap<usize, Vec<Cmd>> = BTreeMap::new();
         for fact in batch.drain(..) {
-            super::log_fact(&fact);
-            let Fact::Channel(fact) = fact else {
-                continue;
+            let (partition, line) = match &fact {
+                Fact::Channel(fact) if concerns(&parts.endpoints, fact) => {
+                    (places.partition_of(&fact.channel), journal::write(0, fact))
+                }
+                Fact::Channel(_) => continue,
+                // All of an application's in one stream: what is told of a session has an order.
+                Fact::Session(fact) => {
+                    let name = ChannelName::of_the_cluster("#sessions");
+                    let sessions = ChannelId::new(&fact.app, &name);
+                    (places.partition_of(&sessions), journal::write_session(fact))
+                }
             };
-            if concerns(&parts.endpoints, &fact) {
-                let partition = places.partition_of(&fact.channel);
-                let mut add = cmd("XADD");
-                add.arg(stream(&*places, partition))
-                    .arg("MAXLEN")
-                    .arg("~")
-                    .arg(STREAM_FACTS_MAX)
-                    .arg("*")
-                    .arg("f")
-                    .arg(journal::write(0, &fact));
-                streams.entry(partition).or_default().push(add);
-            }
+            let mut add = cmd("XADD");
+            add.arg(stream(&*places, partition));
+            add.arg("MAXLEN").arg("~").arg(Redis::FACTS_MAX);
+            add.arg("*").arg("f").arg(line);
+            streams.entry(partition).or_default().push(add);
         }
         for (partition, commands) in streams {
             while places.run(partition, commands.clone()).await.is_err() {
@@ -195,7 +211,6 @@ async fn dispatcher(
         places: places.clone(),
         position: position.into_iter().collect(),
         trimmed: HashMap::new(),
-        first: 0,
         count: 0,
     };
     let settler = Settler::knowing(told, Instant::now());
@@ -241,8 +256,6 @@ struct Streams {
     position: HashMap<usize, String>,
     /// Up to where facts were thrown away.
     trimmed: HashMap<usize, String>,
-    /// The partition whose turn it is.
-    first: usize,
     count: u64,
 }
 
@@ -250,18 +263,15 @@ impl Source for Streams {
     fn next<'a>(&'a mut self, facts: &'a mut Vec<Fact>) -> Done<'a, bool> {
         Box::pin(async move {
             loop {
-                let partitions = self.places.partitions();
-                for nth in 0..partitions {
-                    let partition = (self.first + nth) % partitions;
-                    let found = self.look(partition).await;
-                    // Nothing is awaited between here and the return.
-                    if let Some((last, found)) = found {
-                        self.first = partition + 1;
+                let found = self.look().await;
+                // Nothing is awaited between here and the return.
+                if !found.is_empty() {
+                    for (partition, last, new) in found {
                         self.position.insert(partition, last);
-                        self.count += found.len() as u64;
-                        facts.extend(found);
-                        return true;
+                        self.count += new.len() as u64;
+                        facts.extend(new);
                     }
+                    return true;
                 }
                 sleep(LOOK_INTERVAL).await;
             }
@@ -280,46 +290,67 @@ impl Source for Streams {
     }
 
     fn committed(&mut self, position: &Position) -> Done<'_, ()> {
-        let position = position.clone();
-        Box::pin(async move {
-            for (partition, last) in position {
-                if self.trimmed.get(&partition) == Some(&last) {
-                    continue;
-                }
-                self.trimmed.insert(partition, last.clone());
+        let mut trims: BTreeMap<usize, Vec<Cmd>> = BTreeMap::new();
+        for (partition, last) in position {
+            if self.trimmed.get(partition) != Some(last) {
+                self.trimmed.insert(*partition, last.clone());
                 let mut trim = cmd("XTRIM");
-                let key = stream(&*self.places, partition);
-                trim.arg(key).arg("MINID").arg("~").arg(last);
-                // What is not trimmed now is trimmed with the next.
-                let _ = self.places.run(partition, vec![trim]).await;
+                trim.arg(stream(&*self.places, *partition));
+                trim.arg("MINID").arg("~").arg(last);
+                let place = match self.places.are_together() {
+                    true => 0,
+                    false => *partition,
+                };
+                trims.entry(place).or_default().push(trim);
             }
+        }
+        Box::pin(async move {
+            let each = trims.into_iter();
+            let each = each.map(|(place, trims)| self.places.run(place, trims));
+            // What is not trimmed now is trimmed with the next.
+            join_all(each).await;
         })
     }
 }
 
 impl Streams {
-    /// What is behind our place in a stream, with the place behind it.
-    async fn look(&self, partition: usize) -> Option<(String, Vec<Fact>)> {
-        let mut read = cmd("XRANGE");
-        let after = match self.position.get(&partition) {
-            Some(last) => format!("({last}"),
-            None => "-".to_owned(),
-        };
-        let key = stream(&*self.places, partition);
-        read.arg(key)
-            .arg(after)
-            .arg("+")
-            .arg("COUNT")
-            .arg(FACTS_AT_ONCE);
-        let answers = self.places.run(partition, vec![read]).await.ok()?;
-        let found: Vec<(String, HashMap<String, Vec<u8>>)> =
-            from_redis_value(answers.into_iter().next()?).ok()?;
-        let last = found.last()?.0.clone();
-        let facts = found.into_iter().filter_map(|(_, fields)| {
-            let (_, fact) = journal::read(fields.get("f")?)?;
-            Some(Fact::Channel(fact))
+    /// Partitions that one command may name.
+    fn groups(&self) -> Vec<Vec<usize>> {
+        let all = 0..self.places.partitions();
+        match self.places.are_together() {
+            true => vec![all.collect()],
+            false => all.map(|partition| vec![partition]).collect(),
+        }
+    }
+
+    /// What is behind our place in each stream, with the place behind it.
+    async fn look(&self) -> Vec<(usize, String, Vec<Fact>)> {
+        let groups = self.groups();
+        let found = join_all(groups.iter().map(|group| self.read(group))).await;
+        found.into_iter().flatten().flatten().collect()
+    }
+
+    async fn read(&self, partitions: &[usize]) -> Option<Vec<(usize, String, Vec<Fact>)>> {
+        type Entries = Vec<(String, HashMap<String, Vec<u8>>)>;
+        let names = partitions.iter().map(|p| stream(&*self.places, *p));
+        let names: Vec<String> = names.collect();
+        let mut read = cmd("XREAD");
+        read.arg("COUNT").arg(STREAM_FACTS_AT_ONCE).arg("STREAMS");
+        read.arg(&names);
+        for partition in partitions {
+            read.arg(self.position.get(partition).map_or("0", String::as_str));
+        }
+        let answers = self.places.run(partitions[0], vec![read]).await.ok()?;
+        let answer = answers.into_iter().next()?;
+        let found: Option<Vec<(String, Entries)>> = from_redis_value(answer).ok()?;
+        let found = found?.into_iter().filter_map(|(name, entries)| {
+            let nth = names.iter().position(|known| *known == name)?;
+            let last = entries.last()?.0.clone();
+            let facts = entries.into_iter();
+            let facts = facts.filter_map(|(_, fields)| Some(journal::read(fields.get("f")?)?.1));
+            Some((partitions[nth], last, facts.collect()))
         });
-        Some((last, facts.collect()))
+        Some(found.collect())
     }
 }
 
@@ -387,6 +418,10 @@ pub(super) mod testing {
     impl Places for OnePlace {
         fn partitions(&self) -> usize {
             4
+        }
+
+        fn are_together(&self) -> bool {
+            true
         }
 
         fn partition_of(&self, channel: &ChannelId) -> usize {

@@ -2,6 +2,8 @@
 //! tell. The store commits them a moment later; what the end of the process kept it from is read
 //! here at the next start.
 //!
+//! Several nodes have streams in Redis instead, with the same lines.
+//!
 //! A write goes into the system's memory and no further, so that no client waits for a disk.
 
 use std::collections::VecDeque;
@@ -12,7 +14,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{AppId, ChannelFact, ChannelId, ChannelName, FactKind, SocketId};
+use crate::model::{
+    AppId, ChannelFact, ChannelId, ChannelName, Fact, FactKind, SessionFact, SessionFactKind,
+    SocketId,
+};
 
 /// Then the next file begins.
 const FILE_BYTES_MAX: u64 = 4 << 20;
@@ -50,7 +55,7 @@ impl Journal {
         for path in &paths {
             for line in fs::read(path)?.split(|byte| *byte == b'\n') {
                 // The last one may be torn.
-                if let Some((number, fact)) = read(line)
+                if let Some((number, Fact::Channel(fact))) = read(line)
                     && number >= serial
                 {
                     serial = number + 1;
@@ -169,7 +174,26 @@ enum Kind<'l> {
     },
 }
 
-/// One fact as a line of JSON.
+#[derive(Serialize, Deserialize)]
+struct SessionLine<'l> {
+    app: Text<'l>,
+    session: Option<String>,
+    at_ms: u64,
+    #[serde(flatten)]
+    kind: SessionKind<'l>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "session_fact", rename_all = "snake_case")]
+enum SessionKind<'l> {
+    Handshake,
+    Subscribe { channel: Text<'l> },
+    Unsubscribe { channel: Text<'l> },
+    Publish { channel: Text<'l>, data: Text<'l> },
+    Disconnect,
+}
+
+/// One fact of a channel as a line of JSON.
 pub(super) fn write(serial: u64, fact: &ChannelFact) -> Vec<u8> {
     let line = Line {
         serial,
@@ -207,9 +231,35 @@ pub(super) fn write(serial: u64, fact: &ChannelFact) -> Vec<u8> {
     line
 }
 
+/// The same for a fact of a session. It has no number: no journal has it.
+pub(super) fn write_session(fact: &SessionFact) -> Vec<u8> {
+    let line = SessionLine {
+        app: fact.app.as_str().into(),
+        session: fact.session.map(|session| session.to_string()),
+        at_ms: fact.at_ms,
+        kind: match &fact.kind {
+            SessionFactKind::Handshake => SessionKind::Handshake,
+            SessionFactKind::Subscribe { channel } => SessionKind::Subscribe {
+                channel: (&**channel).into(),
+            },
+            SessionFactKind::Unsubscribe { channel } => SessionKind::Unsubscribe {
+                channel: (&**channel).into(),
+            },
+            SessionFactKind::Publish { channel, data } => SessionKind::Publish {
+                channel: (&**channel).into(),
+                data: (&**data).into(),
+            },
+            SessionFactKind::Disconnect => SessionKind::Disconnect,
+        },
+    };
+    serde_json::to_vec(&line).expect("strings and numbers are JSON")
+}
+
 /// `None` for what is no whole line.
-pub(super) fn read(line: &[u8]) -> Option<(u64, ChannelFact)> {
-    let line: Line = serde_json::from_slice(line).ok()?;
+pub(super) fn read(line: &[u8]) -> Option<(u64, Fact)> {
+    let Ok(line) = serde_json::from_slice::<Line>(line) else {
+        return read_session(line);
+    };
     let name = ChannelName::parse(&line.channel, line.channel.len()).ok()?;
     let kind = match line.kind {
         Kind::ChannelOccupied => FactKind::ChannelOccupied,
@@ -239,7 +289,31 @@ pub(super) fn read(line: &[u8]) -> Option<(u64, ChannelFact)> {
         kind,
         at_ms: line.at_ms,
     };
-    Some((line.serial, fact))
+    Some((line.serial, Fact::Channel(fact)))
+}
+
+fn read_session(line: &[u8]) -> Option<(u64, Fact)> {
+    let line: SessionLine = serde_json::from_slice(line).ok()?;
+    let fact = SessionFact {
+        app: AppId::new(&line.app),
+        session: line.session.and_then(|id| SocketId::parse(&id)),
+        at_ms: line.at_ms,
+        kind: match line.kind {
+            SessionKind::Handshake => SessionFactKind::Handshake,
+            SessionKind::Subscribe { channel } => SessionFactKind::Subscribe {
+                channel: channel.into(),
+            },
+            SessionKind::Unsubscribe { channel } => SessionFactKind::Unsubscribe {
+                channel: channel.into(),
+            },
+            SessionKind::Publish { channel, data } => SessionFactKind::Publish {
+                channel: channel.into(),
+                data: data.into(),
+            },
+            SessionKind::Disconnect => SessionFactKind::Disconnect,
+        },
+    };
+    Some((0, Fact::Session(fact)))
 }
 
 #[cfg(test)]
@@ -321,6 +395,36 @@ mod tests {
         assert_eq!((found, serial), (facts()[..1].to_vec(), 9));
         journal.committed(9);
         assert_eq!(scratch.files(), 1);
+    }
+
+    #[test]
+    fn facts_of_sessions_are_read_as_they_were_written() {
+        let channel: std::sync::Arc<str> = "/a/\"b".into();
+        let kinds = [
+            SessionFactKind::Handshake,
+            SessionFactKind::Subscribe {
+                channel: channel.clone(),
+            },
+            SessionFactKind::Unsubscribe {
+                channel: channel.clone(),
+            },
+            SessionFactKind::Publish {
+                channel,
+                data: "{\"x\":1}".into(),
+            },
+            SessionFactKind::Disconnect,
+        ];
+        let sessions = [None, Some(SocketId::new(1, 2))];
+        for (kind, session) in kinds.into_iter().zip(sessions.into_iter().cycle()) {
+            let fact = SessionFact {
+                app: AppId::new("3"),
+                session,
+                kind,
+                at_ms: 5,
+            };
+            let read = read(&write_session(&fact));
+            assert_eq!(read, Some((0, Fact::Session(fact))));
+        }
     }
 
     #[test]

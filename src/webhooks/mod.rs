@@ -25,7 +25,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-pub use cluster::Places;
+pub use cluster::{Places, lines};
 pub use deliver::ID_HEADER;
 pub use settings::{Endpoint, Settings};
 pub use store::{Archive, Attempt, Delivery, Listed, State, StoreError};

@@ -4,7 +4,7 @@
 //!            connected, is a primary           an answer fails or is late, a probe is not heard
 //!  (nothing) ─────────────────────────► up ──────────────────────────────────────────────► broken
 //!      ▲                                                                                     │
-//!      └──────────────────────── after a pause that grows to a second ───────────────────────┘
+//!      └──────────────────────── after a pause that grows to half a second ──────────────────┘
 //! ```
 //!
 //! A link is probed end to end: what the node publishes to its own inbox has to come back over the
@@ -32,7 +32,7 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// Commands in one write.
 const PIPELINE_COMMANDS_MAX: usize = 256;
 const PAUSE_MIN: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// A link that lived so long was a good one.
 const GOOD_LIFE: Duration = Duration::from_secs(5);
 /// How often Sentinel or the cluster is asked where the primaries are, though nothing broke.
@@ -43,6 +43,8 @@ pub struct Up {
     commands: MultiplexedConnection,
     subscription: MultiplexedConnection,
     pub is_sharded: bool,
+    /// Of the server's life: another one after it was started again, or on another server.
+    pub run_id: String,
     /// Redis's clock, milliseconds since 1970, when it came up.
     pub began_ms: u64,
     ear: Arc<Ear>,
@@ -258,18 +260,22 @@ async fn connect(inner: &Arc<Inner>, primary: &Primary) -> Result<Up, String> {
         commands: commands.map_err(|error| error.to_string())?,
         subscription: subscription.map_err(|error| error.to_string())?,
         is_sharded: primary.is_sharded,
+        run_id: String::new(),
         began_ms: 0,
         ear,
         why: OnceLock::new(),
     };
     let failed = |up: &Up| up.why.get().cloned().unwrap_or_default();
-    let mut commands = vec![cmd("ROLE"), cmd("TIME")];
+    let mut info = cmd("INFO");
+    info.arg("server");
+    let mut commands = vec![cmd("ROLE"), cmd("TIME"), info];
     commands.extend(scripts::all().iter().map(|script| script.load()));
     let answers = up.run(&commands).await.map_err(|Broken| failed(&up))?;
     if !is_primary(&answers[0]) {
         return Err("it is a replica".to_owned());
     }
     up.began_ms = time_ms(&answers[1]).ok_or("it does not tell the time")?;
+    up.run_id = run_id(&answers[2]).ok_or("it does not say which server it is")?;
     let inbox = [inner.keys.inbox(primary.places[0], inner.node)];
     up.subscribe(subscribe_verb(up.is_sharded), &inbox)
         .await
@@ -334,6 +340,13 @@ async fn probe(inner: &Inner, primary: &Primary, up: &Arc<Up>) {
 fn time_ms(answer: &Value) -> Option<u64> {
     let (secs, micros): (u64, u64) = redis::from_redis_value(answer.clone()).ok()?;
     Some(secs * 1000 + micros / 1000)
+}
+
+/// Of an answer to INFO.
+fn run_id(answer: &Value) -> Option<String> {
+    let info: String = redis::from_redis_value(answer.clone()).ok()?;
+    let mut lines = info.lines();
+    lines.find_map(|line| line.strip_prefix("run_id:").map(str::to_owned))
 }
 
 fn is_primary(role: &Value) -> bool {

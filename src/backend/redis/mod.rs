@@ -8,6 +8,7 @@
 //! | `scripts` | the changes that Redis makes in one step |
 //! | `link` | the connections to a primary, watched end to end |
 //! | `partition` | joins, leaves, publishes and deliveries of one partition |
+//! | `unstated` | what the application is to be told and Redis has not confirmed
 //! | `view` | what a presence channel's subscribers here were told |
 //! | `nodes` | which nodes live, and taking out those that do not |
 //!
@@ -23,6 +24,8 @@
 //! - *A late command does no harm.* Scripts carry the number of the node's session in the
 //!   partition. A session ends when the node is declared dead or begins another one; commands of
 //!   an ended session are refused, also those that were under way in a connection given up.
+//! - *What anybody heard is stated.* The fact of a publish goes into its partition's stream in the
+//!   same step, before the publish itself.
 //! - *While Redis is away* publishes are delivered here at once and counted as not shared; joins
 //!   and leaves are the hub's alone. When it is back, the node says what it holds, whatever Redis
 //!   still knows or has forgotten, and the views let through what is news.
@@ -40,6 +43,7 @@ mod scripts;
 mod target;
 #[cfg(test)]
 mod tests;
+mod unstated;
 mod view;
 
 use std::collections::HashMap;
@@ -56,7 +60,7 @@ use super::last_events::LastEvents;
 use super::{Backend, Done, FactSink, Joined, Joining, LastEvent, Left};
 use crate::hub::{Expansion, Hub, MemberLimitReached, Occupancy, Subscriber};
 use crate::model::ids::IdSource;
-use crate::model::{AppId, ChannelId, ChannelName, Event, Member, SocketId};
+use crate::model::{AppId, ChannelFact, ChannelId, ChannelName, Event, FactKind, Member, SocketId};
 use keys::{Keys, PARTITIONS};
 pub use nodes::NodeInfo;
 use partition::{Partition, Request};
@@ -68,9 +72,9 @@ struct Inner {
     hub: Arc<Hub>,
     ids: Arc<IdSource>,
     facts: FactSink,
-    /// Whether Redis writes joins and leaves into the streams of facts. They are not stated here
+    /// There if facts are written into the streams of the partitions. They are not stated here
     /// then.
-    states_there: bool,
+    lines: Option<Lines>,
     settings: Settings,
     keys: Keys,
     node: u32,
@@ -93,8 +97,11 @@ pub enum Facts {
     Here(FactSink),
     /// By the scripts themselves, for whoever reads the streams of the partitions. The node's own
     /// sink keeps what no script knows.
-    InStreams(FactSink),
+    InStreams(FactSink, Lines),
 }
+
+/// How the stream has a fact that goes with a publish. `None` for one that nobody asks for.
+pub type Lines = Arc<dyn Fn(&ChannelFact) -> Option<Vec<u8>> + Send + Sync>;
 
 /// How it stands with Redis.
 #[derive(Default)]
@@ -156,6 +163,7 @@ impl Redis {
     pub const REGISTRY: usize = keys::REGISTRY;
     /// The name of a partition's stream of facts, behind its prefix.
     pub const FACTS: &str = scripts::FACTS;
+    pub const FACTS_MAX: usize = scripts::FACTS_MAX;
 
     pub fn partition_of(channel: &ChannelId) -> usize {
         keys::partition_of(channel)
@@ -170,21 +178,21 @@ impl Redis {
         ids: Arc<IdSource>,
         facts: Facts,
     ) -> Self {
-        let (facts, states_there) = match facts {
-            Facts::Here(sink) => (sink, false),
-            Facts::InStreams(sink) => (sink.silent(), true),
+        let (facts, lines) = match facts {
+            Facts::Here(sink) => (sink, None),
+            Facts::InStreams(sink, lines) => (sink.silent(), Some(lines)),
         };
         let keys = Keys::new(&settings.key_prefix);
-        let waiting_bytes = Arc::default();
+        let (waiting_bytes, unstated_bytes) = (Arc::default(), Arc::default());
         let (partitions, ends): (Vec<_>, Vec<_>) = (0..PARTITIONS)
-            .map(|index| Partition::new(keys.of(index), Arc::clone(&waiting_bytes)))
+            .map(|index| Partition::new(keys.of(index), &waiting_bytes, &unstated_bytes))
             .unzip();
         let inner = Arc::new(Inner {
             hub,
             node: ids.node(),
             ids,
             facts,
-            states_there,
+            lines,
             settings,
             keys,
             address,
@@ -235,6 +243,11 @@ impl Redis {
         inner.stop.cancel();
     }
 
+    /// Whether one command may name keys of several partitions.
+    pub fn partitions_are_together(&self) -> bool {
+        !self.0.settings.is_cluster()
+    }
+
     /// What every key of the place starts with: a partition, or [`Redis::REGISTRY`].
     pub fn prefix(&self, place: usize) -> String {
         self.0.keys.of(place)
@@ -253,6 +266,12 @@ impl Redis {
     #[cfg(test)]
     async fn caught_up(&self, channel: &ChannelId) {
         self.0.partition(channel).caught_up().await;
+    }
+
+    /// Ends as a process that is killed: nobody is told.
+    #[cfg(test)]
+    fn die(&self) {
+        self.0.stop.cancel();
     }
 
     /// The nodes that Redis knows.
@@ -291,6 +310,10 @@ impl Inner {
         next(last.unwrap_or_else(|last| last)).unwrap_or_default()
     }
 
+    fn states_there(&self) -> bool {
+        self.lines.is_some()
+    }
+
     /// At random from 0 to 1.
     fn chance(&self) -> f64 {
         RandomState::new().hash_one(self.node) as f64 / u64::MAX as f64
@@ -310,8 +333,13 @@ impl Drop for Redis {
 }
 
 impl Backend for Redis {
-    fn publish(&self, event: Event, keep: Option<Duration>) -> Done<'_, ()> {
-        Box::pin(self.0.publish(event, keep))
+    fn publish(
+        &self,
+        event: Event,
+        keep: Option<Duration>,
+        fact: Option<FactKind>,
+    ) -> Done<'_, ()> {
+        Box::pin(self.0.publish(event, keep, fact))
     }
 
     fn join<'a>(

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::keys::{Keys, REGISTRY};
 use super::link::{Broken, Up};
-use super::partition::{Partition, Request};
+use super::partition::Partition;
 use super::scripts::{self, with};
 use super::{Inner, now_us};
 use crate::model::{AppId, ChannelId, ChannelName};
@@ -214,7 +214,7 @@ async fn registered(inner: &Inner) -> Vec<u32> {
         let mut answers = partition.up()?.run(&[ask]).await.ok()?;
         let nodes = redis::from_redis_value::<Vec<u32>>(answers.remove(0)).ok()?;
         if !nodes.contains(&inner.node) {
-            partition.request(Request::Register).await;
+            partition.register_again().await;
         }
         Some(nodes)
     });
@@ -237,7 +237,7 @@ async fn reap_in(inner: &Inner, partition: &Partition, node: u32) -> Result<(), 
     for is_first in std::iter::once(true).chain(std::iter::repeat(false)) {
         let call = scripts::REAP.call(
             partition.prefix(),
-            inner.states_there,
+            inner.states_there(),
             up.is_sharded,
             node,
             0,

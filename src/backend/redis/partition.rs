@@ -5,7 +5,7 @@
 //! subscription hears, in its order, and waits for nobody but the hub.
 //!
 //! ```text
-//!          the link is up: subscribe, read the log, begin a session, say what is held
+//!      the link is up: subscribe, begin a session, read the log, state what waits, say what is held
 //!   away ───────────────────────────────────────────────────────────────────────────► in sync
 //!     ▲                                                                                  │
 //!     └────────────────────────────────── the link broke ────────────────────────────────┘
@@ -20,18 +20,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::{Cmd, Value, cmd};
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::link::{Broken, Up, subscribe_verb};
 use super::record;
 use super::scripts::{self, with};
+use super::unstated::Unstated;
 use super::view::{Change, View};
 use super::{Inner, Status, now_us};
 use crate::backend::{Joined, Joining, Left};
 use crate::hub::{MemberLimitReached, Roster};
+use crate::metrics::WEBHOOK_EVENTS_LOST;
 use crate::model::{
-    AppId, Body, ChannelId, ChannelName, Event, EventId, FactKind, Member, SocketId, UserId,
+    AppId, Body, ChannelFact, ChannelId, ChannelName, Event, EventId, FactKind, Member, SocketId,
+    UserId,
 };
 
 const REQUESTS_MAX: usize = 1024;
@@ -46,7 +49,12 @@ pub const LOG_RECORDS_MAX: usize = 1000;
 /// A channel stays subscribed for so long after its last subscriber: flapping is cheap.
 const LINGER: Duration = Duration::from_secs(1);
 /// After so long every node that lives has said again what it holds.
-const SETTLING: Duration = Duration::from_secs(3);
+const SETTLING: Duration = Duration::from_millis(2500);
+/// Facts that are written at once when Redis is back.
+const STATED_AT_ONCE: usize = 256;
+/// A publish waits so long, so often, until its node has a session that Redis knows.
+const SESSION_WAIT: Duration = Duration::from_secs(1);
+const SESSIONS_TRIED_MAX: usize = 3;
 /// An event of ours that did not come back in this time was not meant for us.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -57,13 +65,16 @@ pub struct Partition {
     shared: Mutex<Shared>,
     /// Redis's clock when the subscription was last known to hear everything.
     horizon_ms: AtomicU64,
+    session_began: Notify,
     waiting_bytes: Arc<AtomicUsize>,
 }
 
-#[derive(Default)]
 struct Shared {
     /// What publishes go through; absent while Redis is away.
     up: Option<Arc<Up>>,
+    /// The number of the newest session.
+    session: u64,
+    unstated: Unstated,
     seen: Seen,
     /// Our events that have not come back yet, by serial number.
     awaited: BTreeMap<u64, (Event, Instant)>,
@@ -83,8 +94,8 @@ pub enum Request {
     Watch(AppId, bool, oneshot::Sender<()>),
     Up(Arc<Up>),
     Down(Arc<Up>),
-    /// Redis does not know of this node's session.
-    Register,
+    /// Redis does not know of this node's session of this number.
+    Register(u64),
 }
 
 enum Delivery {
@@ -104,16 +115,29 @@ enum Delivery {
 pub struct Ends(mpsc::Receiver<Request>, mpsc::Receiver<Delivery>);
 
 impl Partition {
-    pub fn new(prefix: String, waiting_bytes: Arc<AtomicUsize>) -> (Self, Ends) {
+    pub fn new(
+        prefix: String,
+        waiting_bytes: &Arc<AtomicUsize>,
+        unstated_bytes: &Arc<AtomicUsize>,
+    ) -> (Self, Ends) {
         let (requests, requested) = mpsc::channel(REQUESTS_MAX);
         let (deliveries, delivered) = mpsc::channel(DELIVERIES_MAX);
         let partition = Self {
             prefix,
             requests,
             deliveries,
-            shared: Mutex::default(),
+            shared: Mutex::new(Shared {
+                up: None,
+                session: 0,
+                unstated: Unstated::new(unstated_bytes.clone()),
+                seen: Seen::default(),
+                awaited: BTreeMap::new(),
+                views: HashMap::new(),
+                version: 0,
+            }),
             horizon_ms: AtomicU64::new(0),
-            waiting_bytes,
+            session_began: Notify::new(),
+            waiting_bytes: waiting_bytes.clone(),
         };
         (partition, Ends(requested, delivered))
     }
@@ -195,6 +219,27 @@ impl Partition {
         }
     }
 
+    /// Redis does not know of this node.
+    pub async fn register_again(&self) {
+        let session = self.shared().session;
+        self.request(Request::Register(session)).await;
+    }
+
+    /// Redis does not know of the session: waits for the next one.
+    async fn next_session(&self, session: u64) {
+        self.request(Request::Register(session)).await;
+        let is_there = async {
+            loop {
+                let began = self.session_began.notified();
+                if self.shared().session != session {
+                    return;
+                }
+                began.await;
+            }
+        };
+        let _ = timeout(SESSION_WAIT, is_there).await;
+    }
+
     fn shared(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -210,54 +255,100 @@ impl Shared {
 }
 
 impl Inner {
-    pub async fn publish(&self, event: Event, keep: Option<Duration>) {
+    pub async fn publish(&self, event: Event, keep: Option<Duration>, fact: Option<FactKind>) {
         let partition = self.partition(&event.channel);
         let serial = event.id.serial();
         let is_heard = self.hub.is_heard(&event.channel);
-        let up = {
-            let mut shared = partition.shared();
-            let up = shared.up.clone().filter(|up| !up.is_broken());
-            if up.is_some() && is_heard {
-                shared
-                    .awaited
-                    .insert(serial, (event.clone(), Instant::now()));
+        let line = fact.and_then(|fact| self.state_with(partition, &event, fact));
+        let mut was_tried = false;
+        for tried in 1..=SESSIONS_TRIED_MAX {
+            let (up, session, line) = {
+                let mut shared = partition.shared();
+                let up = shared.up.clone().filter(|up| !up.is_broken());
+                if up.is_some() && is_heard {
+                    shared
+                        .awaited
+                        .insert(serial, (event.clone(), Instant::now()));
+                }
+                // Else it was stated when a link began.
+                let is_unstated = shared.unstated.contains(serial);
+                (up, shared.session, line.clone().filter(|_| is_unstated))
+            };
+            let Some(up) = up else {
+                break;
+            };
+            was_tried = true;
+            let commands = self.publish_commands(partition, &up, session, &event, keep, &line);
+            match up.run(&commands).await {
+                Err(Broken) => break,
+                Ok(answers) if matches!(answers[0], Value::ServerError(_)) => match tried {
+                    // The next link will state what waits.
+                    SESSIONS_TRIED_MAX => up.fail("no session lasts"),
+                    _ => partition.next_session(session).await,
+                },
+                Ok(_) => {
+                    partition.shared().unstated.remove(serial);
+                    return;
+                }
             }
-            up
-        };
-        let Some(up) = up else {
-            self.status.not_shared();
-            self.publish_here(event, keep).await;
-            return;
-        };
-        let commands = self.publish_commands(partition, &up, &event, keep);
-        if up.run(&commands).await.is_ok() {
-            return;
         }
-        // Perhaps it was shared, perhaps not.
         self.status.not_shared();
-        let is_due = {
+        // What was tried was perhaps shared, perhaps not, and may have come back.
+        let is_due = !was_tried || {
             let mut shared = partition.shared();
-            let is_due = shared.awaited.remove(&serial).is_some();
-            is_due && shared.seen.insert(event.id)
+            shared.awaited.remove(&serial);
+            shared.seen.insert(event.id)
         };
-        if is_due || !is_heard {
+        if is_due {
             self.publish_here(event, keep).await;
         }
+    }
+
+    /// States what goes with a publish; or gives it, where it is written together with the publish.
+    fn state_with(
+        &self,
+        partition: &Partition,
+        event: &Event,
+        kind: FactKind,
+    ) -> Option<Arc<[u8]>> {
+        let Some(lines) = &self.lines else {
+            self.facts.state(&event.channel, kind);
+            return None;
+        };
+        let fact = ChannelFact {
+            channel: event.channel.clone(),
+            kind,
+            at_ms: now_us() / 1000,
+        };
+        let line: Arc<[u8]> = lines(&fact)?.into();
+        let serial = event.id.serial();
+        let fits = partition.shared().unstated.insert(serial, line.clone());
+        if !fits {
+            WEBHOOK_EVENTS_LOST.add(1);
+        }
+        fits.then_some(line)
     }
 
     fn publish_commands(
         &self,
         partition: &Partition,
         up: &Up,
+        session: u64,
         event: &Event,
         keep: Option<Duration>,
+        line: &Option<Arc<[u8]>>,
     ) -> Vec<Cmd> {
         let record = record::encode(event);
         let (app, name) = (event.channel.app.as_str(), event.channel.name.as_str());
-        if up.is_sharded || keep.is_some() {
+        if up.is_sharded || keep.is_some() || line.is_some() {
             let keep_ms = keep.map_or(0, |keep| keep.as_millis() as u64);
-            let call = scripts::PUBLISH.call(&partition.prefix, false, up.is_sharded, self.node, 0);
-            return vec![with(call, [&app, &name, &record, &keep_ms])];
+            let (prefix, states) = (&partition.prefix, line.is_some());
+            let call = scripts::PUBLISH.call(prefix, states, up.is_sharded, self.node, session);
+            let mut call = with(call, [&app, &name, &record, &keep_ms]);
+            if let Some(line) = line {
+                call.arg(&line[..]);
+            }
+            return vec![call];
         }
         let mut log = cmd("XADD");
         log.arg(format!("{}log", partition.prefix))
@@ -293,7 +384,7 @@ pub fn start(inner: &Arc<Inner>, index: usize, ends: Ends) {
         untold: HashSet::new(),
         link: None,
         settles_at: None,
-        epoch: None,
+        data: None,
     };
     tokio::spawn(membership.run(requests));
 }
@@ -386,8 +477,17 @@ struct Membership {
     untold: HashSet<(ChannelId, UserId)>,
     link: Option<Session>,
     settles_at: Option<Instant>,
-    /// Of the data in Redis when this node began its last session.
-    epoch: Option<u64>,
+    /// In which this node began its last session.
+    data: Option<Data>,
+}
+
+/// Tells whether Redis has all that it had.
+#[derive(PartialEq)]
+struct Data {
+    /// A server that was started again, or another one, may have lost the newest.
+    run_id: String,
+    /// Another one if everything was lost.
+    epoch: u64,
 }
 
 #[derive(Default)]
@@ -429,11 +529,16 @@ impl Membership {
         let mut tick = interval(LINGER / 2);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let settles_at = self.settles_at;
             let first = tokio::select! {
                 request = requests.recv() => request,
                 () = self.inner.stop.cancelled() => return,
                 _ = tick.tick() => {
                     self.tidy().await;
+                    continue;
+                }
+                () = sleep_until(settles_at.unwrap_or_else(Instant::now)), if settles_at.is_some() => {
+                    self.settle().await;
                     continue;
                 }
             };
@@ -467,8 +572,9 @@ impl Membership {
                 }
             }
             Request::Down(up) => self.lose(&up).await,
-            Request::Register => {
-                if let Some(session) = self.link.take() {
+            Request::Register(number) => {
+                // Of many who found it out, the first is heard.
+                if let Some(session) = self.link.take_if(|link| link.number == number) {
                     self.register_or_lose(session.up).await;
                 }
             }
@@ -541,7 +647,6 @@ impl Membership {
     /// From away to in sync.
     async fn begin(&mut self, up: Arc<Up>) -> Result<(), Broken> {
         let inner = self.inner.clone();
-        let partition = &inner.partitions[self.index];
         self.topics
             .retain(|channel, _| inner.hub.occupancy(channel).is_some());
         let topics: Vec<_> = self
@@ -560,11 +665,42 @@ impl Membership {
         for topic in self.topics.values_mut() {
             topic.is_subscribed = true;
         }
+        // First of all, so that nothing comes late that is not in the log now.
+        let begun = self.begin_session(&up).await?;
         self.read_log(&up).await?;
-        if partition.shared().up.replace(up.clone()).is_none() {
-            inner.status.partition_is_up();
+        self.share(&up).await?;
+        self.say_held(up, begun).await
+    }
+
+    /// States what waits, and lets publishes go through the link then.
+    async fn share(&self, up: &Arc<Up>) -> Result<(), Broken> {
+        let partition = &self.inner.partitions[self.index];
+        loop {
+            let waiting = {
+                let mut shared = partition.shared();
+                let waiting = shared.unstated.first(STATED_AT_ONCE);
+                if waiting.is_empty() {
+                    if shared.up.replace(up.clone()).is_none() {
+                        self.inner.status.partition_is_up();
+                    }
+                    return Ok(());
+                }
+                waiting
+            };
+            let add = |line: &[u8]| {
+                let mut add = cmd("XADD");
+                add.arg(format!("{}{}", partition.prefix, scripts::FACTS));
+                add.arg("MAXLEN").arg("~").arg(scripts::FACTS_MAX);
+                add.arg("*").arg("f").arg(line);
+                add
+            };
+            let commands: Vec<Cmd> = waiting.iter().map(|(_, line)| add(line)).collect();
+            up.run(&commands).await?;
+            let mut shared = partition.shared();
+            for (serial, _) in waiting {
+                shared.unstated.remove(serial);
+            }
         }
-        self.register(up).await
     }
 
     /// Takes in what the subscription missed.
@@ -591,6 +727,11 @@ impl Membership {
         }
         for (_, fields) in entries {
             if let Some(record) = fields.into_iter().nth(1) {
+                if let Some(id) = record::id_of(&record)
+                    && id.node() == self.inner.node
+                {
+                    partition.shared().unstated.remove(id.serial());
+                }
                 let bytes = record.len();
                 partition.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
                 let _ = partition.deliveries.send(Delivery::Record(record)).await;
@@ -599,33 +740,51 @@ impl Membership {
         Ok(())
     }
 
-    /// Begins a session and says everything that is held here.
-    async fn register(&mut self, up: Arc<Up>) -> Result<(), Broken> {
-        let inner = self.inner.clone();
-        let partition = &inner.partitions[self.index];
-        let number = inner.next_session();
+    /// From now on Redis refuses what was sent in older sessions.
+    async fn begin_session(&mut self, up: &Arc<Up>) -> Result<Begun, Broken> {
+        let partition = &self.inner.partitions[self.index];
         let session = Session {
             up: up.clone(),
-            number,
+            number: self.inner.next_session(),
         };
-        let seen = {
-            let mut shared = partition.shared();
-            shared.next_version()
-        };
+        let seen = partition.shared().next_version();
         let call = self.call(&scripts::BEGIN, &session);
         let answers = up.run(&[with(call, [&seen])]).await?;
-        let Some((was_known, epoch, held, held_members)) = begun(&answers[0]) else {
+        let Some(begun) = Begun::read(session, &answers[0]) else {
             // Somebody has a newer session of ours: ids are not unique, or time went back.
             up.fail("a newer session of this node is there");
             return Err(Broken);
         };
+        partition.shared().session = begun.session.number;
+        partition.session_began.notify_waiters();
+        Ok(begun)
+    }
+
+    async fn register(&mut self, up: Arc<Up>) -> Result<(), Broken> {
+        let begun = self.begin_session(&up).await?;
+        self.say_held(up, begun).await
+    }
+
+    /// Says everything that is held here.
+    async fn say_held(&mut self, up: Arc<Up>, begun: Begun) -> Result<(), Broken> {
+        let inner = self.inner.clone();
+        let session = begun.session;
         // Declared dead: the application was told that everything here has gone.
-        let was_dead = !was_known && self.epoch == Some(epoch);
-        self.epoch = Some(epoch);
+        let is_known_data = self
+            .data
+            .as_ref()
+            .is_some_and(|data| data.epoch == begun.epoch);
+        let was_dead = !begun.was_known && is_known_data;
+        let data = Data {
+            run_id: up.run_id.clone(),
+            epoch: begun.epoch,
+        };
+        let is_same_data = self.data.as_ref() == Some(&data);
+        self.data = Some(data);
         let mut channels: HashSet<ChannelId> = self.topics.keys().cloned().collect();
-        channels.extend(held);
+        channels.extend(begun.held);
         let mut members: HashMap<ChannelId, Vec<UserId>> = HashMap::new();
-        for (channel, user_id) in held_members {
+        for (channel, user_id) in begun.members {
             members.entry(channel).or_default().push(user_id);
         }
         let mut commands = Vec::with_capacity(channels.len());
@@ -674,9 +833,9 @@ impl Membership {
         self.untold.clear();
         self.keep_last_events(&up).await?;
         self.link = Some(session);
-        self.fetch_rosters(false).await?;
-        self.settles_at = Some(Instant::now() + SETTLING);
-        Ok(())
+        // Otherwise other nodes may have yet to say again whom they hold.
+        self.settles_at = (!is_same_data).then(|| Instant::now() + SETTLING);
+        self.fetch_rosters(is_same_data).await
     }
 
     /// What cache channels got while Redis was away.
@@ -739,7 +898,7 @@ impl Membership {
         let prefix = &self.inner.partitions[self.index].prefix;
         script.call(
             prefix,
-            self.inner.states_there,
+            self.inner.states_there(),
             session.up.is_sharded,
             self.inner.node,
             session.number,
@@ -1132,21 +1291,23 @@ impl Membership {
         }
     }
 
-    /// Gives up channels without subscribers; after a while looks whether rosters are right.
+    /// Every node has spoken: who is in no roster has gone.
+    async fn settle(&mut self) {
+        self.settles_at = None;
+        if self.fetch_rosters(true).await.is_err()
+            && let Some(session) = self.link.clone()
+        {
+            self.lose(&session.up).await;
+        }
+    }
+
+    /// Gives up channels without subscribers.
     async fn tidy(&mut self) {
         let inner = self.inner.clone();
         if let Some(session) = self.link.clone()
             && session.up.is_broken()
         {
             self.lose(&session.up).await;
-        }
-        if self.settles_at.is_some_and(|at| at <= Instant::now()) {
-            self.settles_at = None;
-            if self.fetch_rosters(true).await.is_err()
-                && let Some(session) = self.link.clone()
-            {
-                self.lose(&session.up).await;
-            }
         }
         let idle: Vec<ChannelId> = (self.topics.iter())
             .filter(|(_, topic)| {
@@ -1218,20 +1379,33 @@ impl Inner {
     }
 }
 
-type Begun = (bool, u64, Vec<ChannelId>, Vec<(ChannelId, UserId)>);
+/// What Redis said when a session began.
+struct Begun {
+    session: Session,
+    was_known: bool,
+    epoch: u64,
+    held: Vec<ChannelId>,
+    members: Vec<(ChannelId, UserId)>,
+}
 
-fn begun(answer: &Value) -> Option<Begun> {
-    type Answer = (u8, u64, Vec<String>, Vec<String>);
-    let (was_known, epoch, held, members): Answer = redis::from_redis_value(answer.clone()).ok()?;
-    let held = held
-        .chunks_exact(2)
-        .filter_map(|pair| channel_of(&pair[0]))
-        .collect();
-    let members = members.chunks_exact(2).filter_map(|pair| {
-        let (channel, user_id) = pair[0].split_once('\0')?;
-        Some((channel_of(channel)?, user_id.into()))
-    });
-    Some((was_known == 1, epoch, held, members.collect()))
+impl Begun {
+    fn read(session: Session, answer: &Value) -> Option<Self> {
+        type Answer = (u8, u64, Vec<String>, Vec<String>);
+        let (was_known, epoch, held, members): Answer =
+            redis::from_redis_value(answer.clone()).ok()?;
+        let held = held.chunks_exact(2);
+        let members = members.chunks_exact(2).filter_map(|pair| {
+            let (channel, user_id) = pair[0].split_once('\0')?;
+            Some((channel_of(channel)?, user_id.into()))
+        });
+        Some(Self {
+            session,
+            was_known: was_known == 1,
+            epoch,
+            held: held.filter_map(|pair| channel_of(&pair[0])).collect(),
+            members: members.collect(),
+        })
+    }
 }
 
 fn channel_of(text: &str) -> Option<ChannelId> {

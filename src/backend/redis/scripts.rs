@@ -8,6 +8,9 @@ use sha1::{Digest, Sha1};
 
 /// The name of a partition's stream of facts.
 pub const FACTS: &str = "facts";
+/// Facts that a stream keeps for whoever tells the application; beyond it the oldest go. The scripts
+/// say the same.
+pub const FACTS_MAX: usize = 100_000;
 
 pub struct Script {
     text: String,

@@ -169,6 +169,10 @@ impl Settings {
         self.tls
     }
 
+    pub fn is_cluster(&self) -> bool {
+        matches!(self.target, Target::Cluster(_))
+    }
+
     /// Where the primaries are. Asks Sentinel or the cluster.
     pub async fn primaries(&self) -> Result<Vec<Primary>, RedisError> {
         let all = |address| {

@@ -252,8 +252,9 @@ impl Store for Shared {
                     ]);
                 }
             }
-            for (partition, place) in &position {
-                step.add(&[&"HSET", &self.key("position"), partition, place]);
+            if !position.is_empty() {
+                let places: Vec<_> = position.iter().map(|(n, place)| (*n, &**place)).collect();
+                step.add(&[&"HSET", &self.key("position"), &places]);
             }
             step.add(&[&"SET", &self.key("seq"), &seq]);
             self.run(step).await?;

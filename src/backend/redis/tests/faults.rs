@@ -47,7 +47,7 @@ impl Setup {
 impl TestNode {
     pub async fn say(&self, name: &str, data: &str) {
         let event = self.event(name, data);
-        self.redis.publish(event, None).await;
+        self.redis.publish(event, None, None).await;
     }
 
     pub fn event(&self, name: &str, data: &str) -> Event {

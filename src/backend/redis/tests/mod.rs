@@ -74,10 +74,15 @@ impl Settled {
 }
 
 impl Backend for Settled {
-    fn publish(&self, event: Event, keep: Option<Duration>) -> Done<'_, ()> {
+    fn publish(
+        &self,
+        event: Event,
+        keep: Option<Duration>,
+        fact: Option<FactKind>,
+    ) -> Done<'_, ()> {
         Box::pin(async move {
             let channel = event.channel.clone();
-            self.of.publish(event, keep).await;
+            self.of.publish(event, keep, fact).await;
             self.settle(&channel).await;
         })
     }
