@@ -37,6 +37,37 @@ impl Caller<'_> {
     }
 }
 
+/// A client of either protocol, as far as it is known: by its connection or session, and by its
+/// address where the line of its connection may not be there.
+#[derive(Clone, Copy)]
+pub struct Client<'c> {
+    pub app: &'c AppId,
+    pub socket_id: Option<SocketId>,
+    pub address: Option<IpAddr>,
+}
+
+impl Client<'_> {
+    /// `by_application`: with a token that only the application has.
+    pub fn published(&self, event: &str, channels: &str, by_application: bool) {
+        let app = self.app.as_str();
+        let socket_id = self.socket_id.map(tracing::field::display);
+        let address = self.address.map(tracing::field::display);
+        let by = match by_application {
+            true => "application",
+            false => "client",
+        };
+        tracing::info!(target: TARGET, action = "publish", app, socket_id, address, event, channels, by);
+    }
+
+    /// `channels`: what it asked for, separated by spaces.
+    pub fn refused(&self, channels: &str, why: &str) {
+        let app = self.app.as_str();
+        let socket_id = self.socket_id.map(tracing::field::display);
+        let address = self.address.map(tracing::field::display);
+        tracing::info!(target: TARGET, action = "refuse", app, socket_id, address, channels, why);
+    }
+}
+
 pub fn connected(app: &AppId, socket_id: SocketId, address: IpAddr) {
     let app = app.as_str();
     tracing::info!(target: TARGET, action = "connect", app, %socket_id, %address);

@@ -16,7 +16,7 @@ use raptor::webhooks::State;
 
 pub use bench::Bench;
 pub use trigger::Trigger;
-pub use webhooks::{Webhooks, Wish};
+pub use webhooks::Wish;
 
 /// What `raptor` is asked to do.
 pub enum Command {
@@ -57,6 +57,7 @@ impl Command {
                     Some(dir) => Ok(PathBuf::from(dir)),
                     None => Err(Settings {
                         config: args.config,
+                        redis: args.redis,
                         ..Settings::default()
                     }
                     .written(variable)),
@@ -143,9 +144,9 @@ enum CliCommand {
     Bench(bench::BenchArgs),
     /// List, show and replay webhook deliveries and dead letters
     ///
-    /// Reads the directory that the configuration names as `dir` in [webhooks], beside the running
-    /// server or after it. A running server sends what is to be replayed within about a second,
-    /// any other when it starts.
+    /// Reads the directory that the configuration names as `dir` in [webhooks], or the Redis of
+    /// several nodes, beside the running servers or after them. A running server sends what is to
+    /// be replayed within about a second, any other when it starts.
     Webhooks(WebhooksArgs),
 }
 
@@ -190,6 +191,9 @@ struct WebhooksArgs {
     /// The directory itself, in place of a configuration that names it
     #[arg(long, value_name = "DIR", global = true)]
     dir: Option<String>,
+    /// The Redis of several nodes, in place of a configuration that names it [env: RAPTOR_REDIS]
+    #[arg(long, value_name = "URL", global = true)]
+    redis: Option<String>,
 }
 
 #[derive(Subcommand)]

@@ -46,7 +46,10 @@ pub struct Config {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServerSettings {
     pub listen: SocketAddr,
+    /// Whether connections to `listen` begin with the header of a proxy.
+    pub proxy_protocol: bool,
     pub tls: Option<TlsSettings>,
+    pub unix: Option<UnixSettings>,
     /// Where Prometheus reads, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
     /// Empty, or starting with a slash and not ending with one. Everything is served below it as
@@ -76,16 +79,30 @@ pub struct ServerSettings {
     pub outbox_bytes_total_max: usize,
     /// What may wait for one slow connection before 4100.
     pub outbox_bytes_max: usize,
+    /// Of Pusher clients without WebSockets.
+    pub http_sessions_max: usize,
 }
 
-/// A listener beside the plain one.
+/// A listener beside the plain one. Its files are PEM.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TlsSettings {
     pub listen: SocketAddr,
-    /// PEM: the certificate, then those that vouch for it.
-    pub certificate: PathBuf,
-    /// PEM.
-    pub key: PathBuf,
+    pub proxy_protocol: bool,
+    /// The certificate, then those that vouch for it.
+    pub certificate: Sited<PathBuf>,
+    pub key: Sited<PathBuf>,
+    /// Who vouches for callers of the HTTP API; the API is closed to all others then, on every
+    /// listener.
+    pub api_client_ca: Option<Sited<PathBuf>>,
+}
+
+/// A listener for processes of this machine. They count as 127.0.0.1.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UnixSettings {
+    pub listen: Sited<PathBuf>,
+    /// Who may connect: the permissions of the socket's file.
+    pub mode: u32,
+    pub proxy_protocol: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -125,11 +142,18 @@ impl Config {
     }
 }
 
+impl UnixSettings {
+    /// The user that runs the server, and its group.
+    pub const MODE: u32 = 0o660;
+}
+
 impl Default for ServerSettings {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 6001)),
+            proxy_protocol: false,
             tls: None,
+            unix: None,
             metrics_listen: None,
             path_prefix: String::new(),
             activity_timeout: Duration::from_secs(120),
@@ -149,6 +173,7 @@ impl Default for ServerSettings {
             ),
             outbox_bytes_total_max: 1_073_741_824,
             outbox_bytes_max: 1_048_576,
+            http_sessions_max: 100_000,
         }
     }
 }

@@ -9,9 +9,10 @@ use std::process::ExitCode;
 
 use raptor::audit;
 use raptor::config::{Config, Problem, Problems, Written};
-use raptor::server::{Reloader, Server, StartError};
+use raptor::server::{self, Reloader, Server, StartError};
+use raptor::webhooks::Archive;
 
-use cli::{Command, Webhooks, Wish};
+use cli::{Command, Wish};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -22,8 +23,8 @@ async fn main() -> ExitCode {
         Command::Trigger(event) => event.send().await.map(print),
         // It has a runtime of its own, on one thread.
         Command::Bench(bench) => tokio::task::block_in_place(|| bench.run()).map(print),
-        Command::Webhooks(Ok(dir), wish) => Webhooks { dir, wish }.run().map(print),
-        Command::Webhooks(Err(settings), wish) => webhooks(settings, wish),
+        Command::Webhooks(Ok(dir), wish) => wish.run(Archive::in_directory(&dir)).await.map(print),
+        Command::Webhooks(Err(settings), wish) => webhooks(settings, wish).await,
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -41,10 +42,10 @@ async fn serve(settings: Result<Written, Problem>) -> Result<(), String> {
     for warning in &config.warnings {
         tracing::warn!("{}: {}; {}", warning.site, warning.what, warning.mend);
     }
-    let cannot_listen = |error| format!("cannot listen on {}: {error}", config.server.listen);
+    let cannot_listen = |error| format!("cannot listen on {error}");
     let cannot_start = |error| match error {
         StartError::Listen(error) => cannot_listen(error),
-        StartError::Tls(error) => error,
+        StartError::Tls(problem) => problem.to_string(),
         StartError::Webhooks(error) => error.to_string(),
         StartError::Bayeux(error) => error.to_string(),
     };
@@ -55,6 +56,9 @@ async fn serve(settings: Result<Written, Problem>) -> Result<(), String> {
     print(cli::welcome::text(address, &config));
     if let Some(address) = server.tls_address().map_err(cannot_listen)? {
         print(format!("\nTLS is on https://{address}"));
+    }
+    if let Some(unix) = &config.server.unix {
+        print(format!("\nListening on {}", unix.listen.value.display()));
     }
     if let Some(address) = server.metrics_address().map_err(cannot_listen)? {
         print(format!("\nMetrics are at http://{address}/metrics"));
@@ -69,6 +73,7 @@ async fn serve(settings: Result<Written, Problem>) -> Result<(), String> {
 
 fn check(settings: Result<Written, Problem>) -> Result<(), String> {
     let config = read(settings)?;
+    server::check_files(&config).map_err(|problems| problems.to_string())?;
     print(cli::welcome::summary(&config));
     Ok(())
 }
@@ -82,11 +87,16 @@ async fn nodes(settings: Result<Written, Problem>) -> Result<(), String> {
     Ok(())
 }
 
-fn webhooks(settings: Result<Written, Problem>, wish: Wish) -> Result<(), String> {
-    match read(settings)?.webhooks.dir {
-        Some(dir) => Webhooks { dir, wish }.run().map(print),
-        None => Err("webhooks are kept in memory only: name a `dir` in [webhooks]".to_owned()),
-    }
+async fn webhooks(settings: Result<Written, Problem>, wish: Wish) -> Result<(), String> {
+    let config = read(settings)?;
+    let archive = match (&config.redis, &config.webhooks.dir) {
+        (Some(redis), _) => Archive::in_redis(redis).await,
+        (None, Some(dir)) => Archive::in_directory(dir),
+        (None, None) => {
+            return Err("webhooks are kept in memory only: name a `dir` in [webhooks]".to_owned());
+        }
+    };
+    wish.run(archive).await.map(print)
 }
 
 fn read(settings: Result<Written, Problem>) -> Result<Config, String> {

@@ -5,10 +5,12 @@
 //! can be looked up when somebody asks is not counted at all; its owner hands the server a
 //! reading (see [`crate::server`]).
 
+mod backlog;
 mod histogram;
 pub(crate) mod process;
 mod text;
 
+pub use backlog::{Backlog, Backlogs};
 pub use histogram::Histogram;
 pub use process::process;
 pub use text::Page;
@@ -16,6 +18,7 @@ pub use text::Page;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 pub static ACCEPTED: Counter = Counter::new();
 /// Peers that were sent away before or while they were served, by cause.
@@ -23,6 +26,8 @@ pub static CUT_OFFS: Causes<CutOff, { CutOff::ALL.len() }> = Causes::new();
 /// What was refused because of a limit, to peers that stay.
 pub static REFUSALS: Causes<Limit, { Limit::ALL.len() }> = Causes::new();
 pub static WEBHOOKS: Causes<Webhook, { Webhook::ALL.len() }> = Causes::new();
+/// Events that endpoints have yet to take.
+pub static WEBHOOK_BACKLOG: Backlogs = Backlogs::new();
 /// Thrown away because there was no room for them.
 pub static WEBHOOK_EVENTS_LOST: Counter = Counter::new();
 pub static HTTP_ANSWERS: Statuses = Statuses::new();
@@ -106,6 +111,10 @@ causes! {
         /// So has the address.
         AddressConnections = "address_connections",
         Draining = "draining",
+        /// It did not begin as a trusted proxy has to.
+        ProxyHeader = "proxy_header",
+        /// It spoke no TLS, or not ours.
+        TlsHandshake = "tls_handshake",
     }
 }
 
@@ -117,6 +126,8 @@ causes! {
         Subscriptions = "subscriptions_per_connection_max",
         PresenceMembers = "presence_members_max",
         Signature = "signature",
+        /// A caller of the HTTP API showed none.
+        ClientCertificate = "client_certificate",
     }
 }
 
@@ -252,6 +263,20 @@ pub fn counted(page: &mut Page) {
     let name = "raptor_webhooks_total";
     page.family(name, "counter", "Attempts to send a webhook, by outcome.");
     WEBHOOKS.print(page, name, "outcome", Webhook::ALL);
+    let (waiting, oldest_ms) = WEBHOOK_BACKLOG.total();
+    page.gauge(
+        "raptor_webhook_queue_events",
+        "Events that endpoints have yet to take; for each endpoint as far as its log is read.",
+        waiting as f64,
+    );
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now_ms = now.map_or(0, |now| now.as_millis() as u64);
+    let age_ms = oldest_ms.map_or(0, |oldest_ms| now_ms.saturating_sub(oldest_ms));
+    page.gauge(
+        "raptor_webhook_queue_age_seconds",
+        "How long the oldest of them has waited.",
+        age_ms as f64 / 1000.0,
+    );
     page.counter(
         "raptor_webhook_events_lost_total",
         "Events that no endpoint was told of, because the store was full.",

@@ -1,50 +1,42 @@
 //! Builds everything, listens, serves, drains.
 
+mod http;
+mod listen;
+mod live;
 mod reload;
 mod status;
 mod tls;
 
-use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
-use std::net::SocketAddr;
-use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use futures_util::TryFutureExt;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use futures_util::future::join_all;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use warp::Filter;
-use warp::http::header::{CONNECTION, HeaderValue, RETRY_AFTER};
-use warp::http::{HeaderMap, Request, StatusCode, Uri};
-use warp::reply::Response;
 
 use crate::apps::AppRegistry;
 use crate::backend::{Backend, Memory, Redis, fact_queue, redis};
 use crate::broker::Broker;
-use crate::config::Config;
+use crate::config::{Config, Problem, Problems, ServerSettings};
 use crate::hub::{Hub, Load};
-use crate::metrics::{self, CUT_OFFS, CutOff, HTTP_ANSWERS, Page};
+use crate::metrics::{self, CUT_OFFS, CutOff, Page};
 use crate::model::AppId;
 use crate::model::ids::IdSource;
-use crate::transport::http::text;
 use crate::transport::outbound::OutboundError;
-use crate::transport::peer::{Addresses, Peer, Room, Seat, TrustedProxies};
-use crate::transport::receipt::{Connection, Receipted, Receipts};
-use crate::transport::websocket::{self, is_websocket_request};
+use crate::transport::peer::Addresses;
+use crate::transport::socket::Socket;
+use crate::transport::websocket;
 use crate::transport::writer::Flushers;
 use crate::webhooks::{self, Webhooks};
 use crate::{bayeux, pusher, rest};
 
+use http::{Serving, routes, serve};
+use listen::{Greeting, Listener};
+use live::Live;
 pub use reload::Reloader;
 use reload::StartedWith;
 pub use status::Status;
@@ -55,28 +47,15 @@ use tls::Certificate;
 const REDIS_START_TIMEOUT: Duration = Duration::from_secs(3);
 /// Facts that may wait for whoever tells the application.
 const FACTS_MAX: usize = 65_536;
-/// How long an HTTP connection may rest between requests, and the head of a later request take.
-/// Libraries expect a kept connection to be there still (`pusher.md` 5.1).
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// What is read ahead of one HTTP connection; also the limit of a request's head.
-const HTTP_BUFFER_BYTES: usize = 16 * 1024;
-
 pub struct Server {
-    listener: TcpListener,
-    tls: Option<(TcpListener, Certificate)>,
+    listeners: Vec<Listener>,
+    status_listener: Option<StatusListener>,
+    serving: Arc<Live<Serving>>,
     broker: Arc<Broker>,
-    pusher: Arc<pusher::Front>,
-    fallback: Arc<pusher::Fallback>,
-    rest: Arc<rest::Front>,
-    bayeux: Arc<bayeux::Front>,
-    settings: HttpSettings,
     lives: Lives,
-    shutdown_grace: Duration,
-    shutdown_spread: Duration,
     webhooks: Option<Webhooks>,
     pub status: Arc<Status>,
     redis: Option<Arc<Redis>>,
-    status_listener: Option<StatusListener>,
     reloader: Reloader,
 }
 
@@ -84,7 +63,7 @@ pub struct Server {
 #[derive(Debug)]
 pub enum StartError {
     Listen(std::io::Error),
-    Tls(String),
+    Tls(Problem),
     Webhooks(webhooks::StartError),
     Bayeux(OutboundError),
 }
@@ -98,21 +77,16 @@ struct Lives {
     stopping: CancellationToken,
 }
 
-#[derive(Clone)]
-struct HttpSettings {
-    /// For the first request of a connection.
-    head_timeout: Duration,
-    /// A peer that accepts nothing for this long is cut off.
-    write_timeout: Duration,
-    /// Without a slash at its end; empty for none.
-    path_prefix: Arc<str>,
-    trusted_proxies: Arc<TrustedProxies>,
-    addresses: Addresses,
+/// What front ends are made of, again and again.
+struct Rooms {
+    broker: Arc<Broker>,
+    apps: Arc<AppRegistry>,
+    fallback: Arc<pusher::Fallback>,
+    bayeux: Arc<bayeux::Front>,
+    status: Arc<Status>,
+    tasks: TaskTracker,
+    flushers: Arc<Flushers>,
 }
-
-/// In the extensions of a request whose address has as many connections as it may have.
-#[derive(Clone, Copy)]
-struct OneTooMany;
 
 impl Server {
     /// Listens from now on; serves once run.
@@ -126,16 +100,7 @@ impl Server {
             redis,
             ..
         } = config;
-        let listener = TcpListener::bind(settings.listen).await;
-        let listener = listener.map_err(StartError::Listen)?;
-        let tls = match &settings.tls {
-            Some(tls) => {
-                let certificate = Certificate::load(tls).map_err(StartError::Tls)?;
-                let listener = TcpListener::bind(tls.listen).await;
-                Some((listener.map_err(StartError::Listen)?, certificate))
-            }
-            None => None,
-        };
+        let listeners = listen(&settings).await?;
         let status_listener = match settings.metrics_listen {
             Some(address) => {
                 let bound = StatusListener::bind(address).await;
@@ -143,6 +108,7 @@ impl Server {
             }
             None => None,
         };
+        let settings_listen = settings.listen;
         let lives = Lives::default();
         let flushers = Arc::new(Flushers::start());
         let hub = Arc::new(Hub::new());
@@ -150,12 +116,12 @@ impl Server {
             (RandomState::new().hash_one(()) as u32).max(1),
         ));
         let apps = Arc::new(AppRegistry::new(apps));
-        let registry = apps.clone();
         let (fact_sink, facts) = fact_queue(FACTS_MAX);
         let are_logged = tracing::enabled!(target: webhooks::FACTS_LOG, tracing::Level::DEBUG);
         let redis = match redis {
             Some(settings) => {
-                let address = listener.local_addr().map_err(StartError::Listen)?;
+                let address = (listeners[0].address()).map_err(StartError::Listen)?;
+                let address = address.unwrap_or(settings_listen);
                 let facts = match webhooks.endpoints.is_empty() {
                     true => redis::Facts::Here(fact_sink.clone()),
                     false => {
@@ -185,21 +151,6 @@ impl Server {
             None => Arc::new(Memory::new(hub.clone(), ids.clone(), fact_sink.clone())),
         };
         let broker = Broker::new(hub, backend, fact_sink, ids);
-        let pusher = Arc::new(pusher::Front {
-            broker: broker.clone(),
-            apps: apps.clone(),
-            websocket: Arc::new(websocket::Settings {
-                ping_after: settings.activity_timeout,
-                pong_within: settings.pong_timeout,
-                write_timeout: settings.write_timeout,
-                inbound_message_bytes_max: settings.inbound_message_bytes_max,
-                tasks: lives.tasks.clone(),
-                flushers: flushers.clone(),
-            }),
-            activity_timeout: settings.activity_timeout,
-            assume_protocol: settings.assume_protocol,
-            outbox_bytes_max: settings.outbox_bytes_max,
-        });
         let bayeux = bayeux::Front::start(
             bayeux,
             apps.clone(),
@@ -209,60 +160,57 @@ impl Server {
             &flushers,
         )
         .map_err(StartError::Bayeux)?;
-        let rest = rest::Front {
-            broker: broker.clone(),
-            apps,
-            request_body_bytes_max: settings.request_body_bytes_max,
-        };
         let status = Arc::new(Status::default());
         show(&status, broker.clone(), lives.tasks.clone());
         if let Some(redis) = &redis {
             show_redis(&status, redis);
         }
-        tokio::spawn(watch_memory(
-            Arc::downgrade(&broker),
-            settings.outbox_bytes_total_max,
-        ));
-        let certificate = tls.as_ref().map(|(_, certificate)| certificate.clone());
+        let pusher = pusher_front(&settings, &broker, &apps, &lives.tasks, &flushers);
+        let fallback = Arc::new(pusher::Fallback::new(Arc::new(pusher)));
+        let shown = fallback.clone();
+        status.show(move |page| shown.show(page));
+        let rooms = Rooms {
+            broker: broker.clone(),
+            apps,
+            fallback,
+            bayeux: Arc::new(bayeux),
+            status: status.clone(),
+            tasks: lives.tasks.clone(),
+            flushers,
+        };
+        let addresses = Addresses::new(settings.connections_per_address_max);
+        let serving = Arc::new(Live::new(rooms.serve(settings, addresses)));
+        tokio::spawn(watch_memory(Arc::downgrade(&broker), serving.clone()));
+        let mut certificates = listeners.iter().filter_map(|of| of.certificate.clone());
         let reloader = Reloader {
-            certificate,
-            apps: registry,
+            certificate: certificates.next(),
+            rooms: Arc::new(rooms),
+            serving: serving.clone(),
             started_with,
         };
         Ok(Self {
+            listeners,
+            status_listener,
+            serving,
+            broker,
+            lives,
+            webhooks,
+            status,
             redis,
             reloader,
-            status,
-            status_listener,
-            listener,
-            tls,
-            broker,
-            fallback: pusher::Fallback::start(pusher.clone()),
-            pusher,
-            rest: Arc::new(rest),
-            bayeux: Arc::new(bayeux),
-            settings: HttpSettings {
-                head_timeout: settings.handshake_timeout,
-                write_timeout: settings.write_timeout,
-                path_prefix: settings.path_prefix.into(),
-                trusted_proxies: Arc::new(settings.trusted_proxies),
-                addresses: Addresses::new(settings.connections_per_address_max),
-            },
-            lives,
-            shutdown_grace: settings.shutdown_grace,
-            shutdown_spread: settings.shutdown_spread,
-            webhooks,
         })
     }
 
+    /// Of the plain listener.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
-        self.listener.local_addr()
+        let plain = self.listeners[0].address()?;
+        plain.ok_or_else(|| std::io::ErrorKind::AddrNotAvailable.into())
     }
 
     /// Of the listener for TLS, if there is one.
     pub fn tls_address(&self) -> std::io::Result<Option<SocketAddr>> {
-        let listener = self.tls.as_ref().map(|(listener, _)| listener.local_addr());
-        listener.transpose()
+        let mut tls = (self.listeners.iter()).filter(|listener| listener.certificate.is_some());
+        tls.next().map_or(Ok(None), Listener::address)
     }
 
     /// Takes a new configuration while the server runs.
@@ -287,12 +235,10 @@ impl Server {
             () = shutdown => {}
         }
         let Self {
-            listener,
-            tls,
+            listeners,
+            serving,
             broker,
             lives,
-            shutdown_grace,
-            shutdown_spread,
             webhooks,
             status,
             redis,
@@ -300,8 +246,10 @@ impl Server {
         } = self;
         status.stop();
         // First of all, so that nobody comes back to this server.
-        drop((listener, tls));
-        broker.drain(shutdown_spread).await;
+        drop(listeners);
+        let settings = &serving.get().settings;
+        let shutdown_grace = settings.shutdown_grace;
+        broker.drain(settings.shutdown_spread).await;
         lives.stopping.cancel();
         lives.tasks.close();
         if timeout(shutdown_grace, lives.tasks.wait()).await.is_err() {
@@ -322,61 +270,18 @@ impl Server {
     }
 
     async fn accept(&self) {
-        let (pusher, rest) = (self.pusher.clone(), self.rest.clone());
-        let (fallback, bayeux) = (self.fallback.clone(), self.bayeux.clone());
-        let routes = routes(pusher, fallback, rest, bayeux, self.status.clone());
-        let plain = self.accept_from(&self.listener, None, &routes);
-        match &self.tls {
-            Some((listener, certificate)) => {
-                let encrypted = self.accept_from(listener, Some(certificate), &routes);
-                tokio::join!(plain, encrypted);
-            }
-            None => plain.await,
-        }
+        let accepting = self.listeners.iter().map(|from| self.accept_from(from));
+        join_all(accepting).await;
     }
 
-    async fn accept_from<F>(
-        &self,
-        listener: &TcpListener,
-        certificate: Option<&Certificate>,
-        routes: &F,
-    ) where
-        F: Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static,
-        F::Future: Send,
-    {
+    async fn accept_from(&self, listener: &Listener) {
         loop {
             match listener.accept().await {
-                Ok((stream, address)) => {
+                Ok((socket, address)) => {
                     metrics::ACCEPTED.add(1);
-                    // An event is worth sending by itself; waiting for more is the outbox's
-                    // business.
-                    let _ = stream.set_nodelay(true);
-                    let (settings, stopping) = (self.settings.clone(), self.lives.stopping.clone());
-                    let routes = routes.clone();
-                    match certificate {
-                        None => {
-                            let stream = Connection::Tcp(stream);
-                            let served = serve(stream, address, routes, settings, stopping);
-                            self.lives.tasks.spawn(served);
-                        }
-                        Some(certificate) => {
-                            let acceptor = certificate.acceptor();
-                            self.lives.tasks.spawn(async move {
-                                let accepted =
-                                    timeout(settings.head_timeout, acceptor.accept(stream));
-                                match accepted.await {
-                                    Ok(Ok(stream)) => {
-                                        let stream = Connection::Tls(Box::new(stream));
-                                        serve(stream, address, routes, settings, stopping).await;
-                                    }
-                                    Ok(Err(error)) => {
-                                        tracing::debug!(%address, %error, "no TLS");
-                                    }
-                                    Err(_) => CUT_OFFS.count(CutOff::HeadTimeout),
-                                }
-                            });
-                        }
-                    }
+                    let (live, stopping) = (self.serving.clone(), self.lives.stopping.clone());
+                    let greeting = listener.greeting();
+                    (self.lives.tasks).spawn(receive(socket, address, greeting, live, stopping));
                 }
                 Err(error) => {
                     // Usually too many open files: others have to close before the next can come.
@@ -388,175 +293,112 @@ impl Server {
     }
 }
 
-async fn serve<F>(
-    stream: Connection,
-    address: SocketAddr,
-    routes: F,
-    settings: HttpSettings,
+/// A new connection, until it ends or has become something else.
+async fn receive(
+    socket: Socket,
+    address: IpAddr,
+    greeting: Greeting,
+    live: Arc<Live<Serving>>,
     stopping: CancellationToken,
-) where
-    F: Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static,
-    F::Future: Send,
-{
-    let direct = Peer {
-        address: address.ip().to_canonical(),
-        secure: matches!(stream, Connection::Tls(_)),
-    };
-    let HttpSettings {
-        trusted_proxies,
-        addresses,
-        ..
-    } = settings;
-    let seat = Seat::default();
-    if !trusted_proxies.contains(direct.address)
-        && seat.take(&addresses, direct.address) == Room::Crowded
-    {
-        return CUT_OFFS.count(CutOff::AddressConnections);
-    }
-    let service = TowerToHyperService::new(warp::service(routes));
-    let prefix = settings.path_prefix;
-    let receipts = Receipts::default();
-    let stream = Receipted::new(
-        stream,
-        seat.clone(),
-        receipts.clone(),
-        settings.write_timeout,
-    );
-    let has_asked = Arc::new(AtomicBool::new(false));
-    let asks = has_asked.clone();
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        asks.store(true, Ordering::Relaxed);
-        let peer = trusted_proxies.peer(direct, request.headers());
-        if seat.take(&addresses, peer.address) != Room::Free {
-            CUT_OFFS.count(CutOff::AddressConnections);
-            request.extensions_mut().insert(OneTooMany);
-        }
-        request.extensions_mut().insert(peer);
-        request.extensions_mut().insert(receipts.clone());
-        strip_prefix(&mut request, &prefix);
-        let answer = hyper::service::Service::call(&service, request);
-        answer.inspect_ok(|answer| HTTP_ANSWERS.count(answer.status().as_u16()))
-    });
-    // A peer that shuts its side down has given its request up: a poll held for it ends at once.
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(KEEP_ALIVE)
-        .max_buf_size(HTTP_BUFFER_BYTES)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    let mut served = pin!(served);
-    let mut head_is_due = pin!(sleep(settings.head_timeout));
-    let (mut was_due, mut is_stopping) = (false, false);
-    let ended = loop {
-        tokio::select! {
-            ended = &mut served => break ended,
-            () = &mut head_is_due, if !was_due => {
-                was_due = true;
-                if !has_asked.load(Ordering::Relaxed) {
-                    CUT_OFFS.count(CutOff::HeadTimeout);
-                    return tracing::debug!(%address, "no request in time");
-                }
-            }
-            () = stopping.cancelled(), if !is_stopping => {
-                is_stopping = true;
-                served.as_mut().graceful_shutdown();
-            }
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%address, %error, "HTTP connection ended");
+) {
+    let serving = live.get();
+    let settings = &serving.settings;
+    // Boxed, so that it takes no room in the task afterwards.
+    let met = Box::pin(greeting.meet(socket, address, &settings.trusted_proxies));
+    let met = timeout(settings.handshake_timeout, met).await;
+    drop(serving);
+    match met {
+        Ok(Some((connection, peer))) => serve(connection, peer, live, stopping).await,
+        Ok(None) => {}
+        Err(_) => CUT_OFFS.count(CutOff::HeadTimeout),
     }
 }
 
-/// Everything is served with the configured prefix and without it; nothing below knows of it.
-fn strip_prefix(request: &mut Request<Incoming>, prefix: &str) {
-    let Some(given) = request.uri().path_and_query() else {
-        return;
-    };
-    if let Some(rest) = given.as_str().strip_prefix(prefix)
-        && rest.starts_with('/')
-        && !prefix.is_empty()
-        && let Ok(uri) = Uri::try_from(rest)
+/// What a valid configuration has wrong all the same: files that cannot be used.
+pub fn check_files(config: &Config) -> Result<(), Problems> {
+    let tls = config.server.tls.as_ref();
+    let mut problems = tls.map_or_else(Vec::new, tls::problems);
+    if let Some(unix) = &config.server.unix
+        && !unix.listen.value.parent().is_some_and(Path::is_dir)
     {
-        *request.uri_mut() = uri;
+        problems.push(Problem {
+            site: unix.listen.site.clone(),
+            what: format!("{} is in no directory", unix.listen.value.display()),
+            mend: "make the directory, or write the path of a socket in another one".to_owned(),
+        });
+    }
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(Problems(problems)),
     }
 }
 
-/// The whole URL table.
-fn routes(
-    pusher: Arc<pusher::Front>,
-    fallback: Arc<pusher::Fallback>,
-    rest: Arc<rest::Front>,
-    bayeux: Arc<bayeux::Front>,
-    status: Arc<Status>,
-) -> impl Filter<Extract = (Response,), Error = Infallible, Future: Send> + Clone + Send + Sync {
-    let pusher = warp::any().map(move || pusher.clone());
-    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
-    let upgrade = warp::ext::optional::<OnUpgrade>();
+/// The plain one first.
+async fn listen(settings: &ServerSettings) -> Result<Vec<Listener>, StartError> {
+    let plain = Listener::tcp(settings.listen, None, settings.proxy_protocol).await;
+    let mut listeners = vec![plain.map_err(StartError::Listen)?];
+    if let Some(tls) = &settings.tls {
+        let certificate = Certificate::load(tls).map_err(StartError::Tls)?;
+        let listener = Listener::tcp(tls.listen, Some(certificate), tls.proxy_protocol).await;
+        listeners.push(listener.map_err(StartError::Listen)?);
+    }
+    #[cfg(unix)]
+    if let Some(unix) = &settings.unix {
+        listeners.push(Listener::unix(unix).map_err(StartError::Listen)?);
+    }
+    Ok(listeners)
+}
 
-    let too_many = warp::ext::get::<OneTooMany>()
-        .and(warp::header::headers_cloned())
-        .and(upgrade)
-        .and(pusher.clone())
-        .map(|_, headers: HeaderMap, upgrade, front| {
-            if is_websocket_request(&headers) {
-                return pusher::too_many(front, &headers, upgrade);
-            }
-            let message = "Too many connections from this address";
-            let mut refusal = text(StatusCode::TOO_MANY_REQUESTS, message);
-            let headers = refusal.headers_mut();
-            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-            refusal
+impl Rooms {
+    /// What requests meet by these settings.
+    fn serve(&self, settings: ServerSettings, addresses: Addresses) -> Serving {
+        let (broker, apps) = (self.broker.clone(), self.apps.clone());
+        let pusher = pusher_front(&settings, &broker, &apps, &self.tasks, &self.flushers);
+        let pusher = Arc::new(pusher);
+        let rest = Arc::new(rest::Front {
+            broker,
+            apps,
+            request_body_bytes_max: settings.request_body_bytes_max,
+            wants_client_certificate: (settings.tls.as_ref())
+                .is_some_and(|tls| tls.api_client_ca.is_some()),
         });
-    let app = warp::path!("app" / String)
-        .and(warp::get())
-        .and(query)
-        .and(warp::header::headers_cloned())
-        .and(warp::ext::get::<Peer>())
-        .and(upgrade)
-        .and(pusher.clone())
-        .map(
-            |key: String, query: String, headers: HeaderMap, peer, upgrade, front| {
-                pusher::app_path(front, &key, &query, &headers, peer, upgrade)
-            },
-        );
-    // In front of the HTTP API: also on a path of its own a WebSocket is refused as one.
-    let nobodys_websocket = warp::header::headers_cloned()
-        .and(upgrade)
-        .and(pusher)
-        .and_then(|headers: HeaderMap, upgrade, front| async move {
-            match is_websocket_request(&headers) {
-                true => Ok(pusher::any_path(front, &headers, upgrade)),
-                false => Err(warp::reject::not_found()),
-            }
-        });
-    let live = warp::path!("livez").and(warp::get()).map(Status::live);
-    let ready = warp::path!("readyz")
-        .and(warp::get())
-        .map(move || status.ready());
-    let nobodys = warp::any().map(|| text(StatusCode::NOT_FOUND, "NOT FOUND"));
-    (too_many.or(app).unify())
-        .or(pusher::routes(fallback))
-        .unify()
-        .or(bayeux::routes(bayeux))
-        .unify()
-        .or(nobodys_websocket)
-        .unify()
-        .or(rest::routes(rest))
-        .unify()
-        .or(live)
-        .unify()
-        .or(ready)
-        .unify()
-        .or(nobodys)
-        .unify()
+        let fallback = self.fallback.behind(pusher.clone());
+        let (bayeux, status) = (self.bayeux.clone(), self.status.clone());
+        let routes = routes(pusher, fallback, rest, bayeux, status);
+        Serving::new(settings, addresses, routes)
+    }
+}
+
+fn pusher_front(
+    settings: &ServerSettings,
+    broker: &Arc<Broker>,
+    apps: &Arc<AppRegistry>,
+    tasks: &TaskTracker,
+    flushers: &Arc<Flushers>,
+) -> pusher::Front {
+    pusher::Front {
+        broker: broker.clone(),
+        apps: apps.clone(),
+        websocket: Arc::new(websocket::Settings {
+            ping_after: settings.activity_timeout,
+            pong_within: settings.pong_timeout,
+            write_timeout: settings.write_timeout,
+            inbound_message_bytes_max: settings.inbound_message_bytes_max,
+            tasks: tasks.clone(),
+            flushers: flushers.clone(),
+        }),
+        activity_timeout: settings.activity_timeout,
+        assume_protocol: settings.assume_protocol,
+        outbox_bytes_max: settings.outbox_bytes_max,
+        http_sessions_max: settings.http_sessions_max,
+    }
 }
 
 /// Looks at what waits for all connections, the more often the more it is. Ends with the broker.
-async fn watch_memory(broker: Weak<Broker>, outbox_bytes_max: usize) {
+async fn watch_memory(broker: Weak<Broker>, serving: Arc<Live<Serving>>) {
     let mut waiting = 0;
     loop {
+        let outbox_bytes_max = serving.get().settings.outbox_bytes_total_max;
         let interval_ms = if waiting > outbox_bytes_max / 2 {
             50
         } else {
@@ -672,7 +514,7 @@ impl std::error::Error for StartError {}
 impl std::fmt::Display for StartError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Tls(error) => f.write_str(error),
+            Self::Tls(problem) => problem.fmt(f),
             Self::Listen(error) => error.fmt(f),
             Self::Webhooks(error) => error.fmt(f),
             Self::Bayeux(error) => error.fmt(f),

@@ -1,58 +1,14 @@
 // The transports as bytes: what stands in answers, where they end, and what requests that are lost, repeated or late do (pusher.md 7.2–7.8).
 
 import assert from 'node:assert/strict';
-import http from 'node:http';
 import { describe, test } from 'node:test';
 
 import { sleep, until } from '../support/events.js';
 import { worldInNode } from '../support/in-node.js';
-import { TEST_APP, startRaptor } from '../support/raptor.js';
+import { startRaptor } from '../support/raptor.js';
+import { PRELUDE, QUERY, clientOf, events, named } from './peer.js';
 
-const QUERY = 'protocol=7&client=js&version=8.6.0';
-const PRELUDE = 'h'.repeat(2048);
 const UNITS_MAX = 256 * 1024;
-
-let names = 0;
-
-/** A client that asks as pusher-js does. */
-function clientOf(server, { key = TEST_APP.key, prefix = '/pusher' } = {}) {
-  const base = `${prefix}/app/${key}/${names % 1000}/abcdefg${(names++ % 32).toString(32)}`;
-  let n = 1;
-
-  function request(transport, { body = '', method = 'POST', number = n++, headers = {} } = {}) {
-    const path = `${base}/${transport}?${transport === 'xhr_send' ? '' : `${QUERY}&`}t=${Date.now()}&n=${number}`;
-    const sent = http.request({ port: server.port, host: '127.0.0.1', method, path, agent: false, headers: { 'Content-Type': 'application/json', ...headers } });
-    const answer = { text: '', lines: () => answer.text.split('\n').slice(0, -1), abort: () => sent.destroy() };
-    answer.ended = new Promise((resolve, reject) => {
-      sent.on('error', reject).on('response', (response) => {
-        Object.assign(answer, { status: response.statusCode, headers: response.headers });
-        response.setEncoding('utf8').on('data', (text) => { answer.text += text; }).on('end', () => resolve(answer)).on('error', reject);
-      });
-    });
-    answer.ended.catch(() => {});
-    answer.head = until(() => answer.status, 'the head of an answer');
-    answer.head.catch(() => {});
-    sent.end(body);
-    return answer;
-  }
-  const client = {
-    request,
-    poll: async (options) => (await request('xhr', options).ended),
-    stream: async (options) => { const answer = request('xhr_streaming', options); await answer.head; return answer; },
-    send: (...events) => request('xhr_send', { body: JSON.stringify(events.map((event) => JSON.stringify(event))) }).ended,
-    subscribe: (channel) => client.send({ event: 'pusher:subscribe', data: { channel } }),
-    base,
-    number: () => n,
-  };
-  return client;
-}
-
-/** The events in lines of frames. */
-function events(lines) {
-  return lines.filter((line) => line[0] === 'a').flatMap((line) => JSON.parse(line.slice(1)).map((text) => JSON.parse(text)));
-}
-
-const named = (lines, name) => events(lines).filter(({ event }) => event === name).map(({ data }) => JSON.parse(data));
 
 describe('over HTTP', { concurrency: 4, timeout: 60_000 }, () => {
   test('a stream begins with a prelude and goes on in lines, marked for proxies and caches', async () => {

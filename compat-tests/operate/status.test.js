@@ -6,6 +6,7 @@ import { test } from 'node:test';
 import { until } from '../support/events.js';
 import { runRaptor } from '../support/raptor.js';
 import { Api } from '../rest/api.js';
+import { ANSWER, Receiver } from '../webhooks/receiver.js';
 import { APP, Peer } from '../raw/peer.js';
 import { sample, samples, startObserved } from './metrics.js';
 
@@ -60,4 +61,18 @@ test('metrics on the address of the clients are refused', async () => {
   const { code, stderr } = await runRaptor(['check'], { config: { listen: '127.0.0.1:6001', metrics_listen: '127.0.0.1:6001', apps: [APP] } });
   assert.equal(code, 1);
   assert.match(stderr, /raptor\.toml:\d+: metrics need an address of their own\n/);
+});
+
+test('what webhooks wait for an endpoint that fails is counted, and for how long', async () => {
+  const receiver = await Receiver.start();
+  receiver.answer = ANSWER.status(500);
+  const server = await startObserved({ config: { apps: [{ ...APP, webhooks: [receiver.endpoint({ events: ['channel_occupied'] })] }] } });
+  const peer = await Peer.connect(server);
+  await peer.subscribe('a');
+  await peer.subscribe('b');
+  const waiting = () => sample(server, 'raptor_webhook_queue_events');
+  await until(async () => (await waiting()) === 2 && (await sample(server, 'raptor_webhook_queue_age_seconds')) > 1, 'both wait', 15_000);
+  receiver.answer = ANSWER.well;
+  await until(async () => (await waiting()) === 0, 'none waits', 15_000);
+  assert.equal(await sample(server, 'raptor_webhook_queue_age_seconds'), 0);
 });

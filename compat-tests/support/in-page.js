@@ -2,7 +2,7 @@
 
 import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
-import { createServer } from 'node:http';
+import { createServer, request as startRequest } from 'node:http';
 import { describe, test } from 'node:test';
 
 import { chromium } from 'playwright-core';
@@ -19,7 +19,7 @@ const FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', 
 let browser;
 
 /** A new page in the one browser of this test file, with nothing kept from other pages. */
-async function openPage() {
+export async function openPage() {
   browser ??= chromium.launch({ executablePath: '/usr/bin/chromium', args: FLAGS }).then((launched) => {
     atEnd(() => launched.close());
     return launched;
@@ -33,22 +33,23 @@ async function openPage() {
  *
  * @param {string} version
  * @param {{port: number}} server
- * @param {object} [options] `transports`: `enabledTransports` of pusher-js
+ * @param {object} [options] `transports`: `enabledTransports` of pusher-js; `sameOrigin`: the page and the server are one host to it
  * @returns {Promise<{address: string, open: (address?: string) => Promise<import('playwright-core').Page>}>} `open` opens it in a new page, after
  *   `before` has run there
  */
-export async function serveWorld(version, server, { transports = ['ws', 'wss'] } = {}) {
+export async function serveWorld(version, server, { transports = ['ws', 'wss'], sameOrigin = false } = {}) {
   const application = await startApplication(server);
-  const setting = { version, key: TEST_APP.key, connection: connectionTo(server, transports), applicationUrl: application.url };
-  const html = `<!doctype html>
+  const setting = { version, key: TEST_APP.key, applicationUrl: application.url };
+  const html = () => `<!doctype html>
     <meta charset="utf-8">
     <title>pusher-js ${version}</title>
     <script src="/pusher.js"></script>
+    ${transports?.includes('sockjs') ? '<script src="/sockjs.js"></script>' : ''}
     <script type="module">
       import { scenario } from '/support/scenario.js';
       import { createWorld } from '/support/world.js';
 
-      window.world = createWorld({ ...${JSON.stringify(setting)}, Pusher, call: window.call });
+      window.world = createWorld({ ...${JSON.stringify({ ...setting, connection: connectionTo(sameOrigin ? http.address() : server, transports) })}, Pusher, call: window.call });
       window.runStep = async (title) => {
         try {
           await scenario('${version}').find((step) => step.title === title).run(world);
@@ -58,14 +59,17 @@ export async function serveWorld(version, server, { transports = ['ws', 'wss'] }
       };
     </script>`;
 
-  const http = createServer(async ({ url }, response) => {
+  const http = createServer(async (request, response) => {
+    const { url } = request;
+    if (sameOrigin && /^\/(app|pusher|timeline)\//.test(url)) return passOn(request, response, server);
     // Before 6.0 the one build can decrypt.
     const build = supports(version, 'statsOffByDefault') ? 'pusher-with-encryption' : 'pusher';
     const script = url === '/pusher.js' ? new URL(`../node_modules/pusher-js-${version}/dist/web/${build}.min.js`, import.meta.url)
+      : url === '/sockjs.js' ? new URL(`../node_modules/pusher-js-${version}/dist/web/sockjs.min.js`, import.meta.url)
       : /^\/support\/[a-z]+\.js$/.test(url) ? new URL(`..${url}`, import.meta.url)
       : null;
     if (script) response.setHeader('Content-Type', 'text/javascript; charset=utf-8').end(await readFile(script));
-    else if (url === '/') response.setHeader('Content-Type', 'text/html; charset=utf-8').end(html);
+    else if (url === '/') response.setHeader('Content-Type', 'text/html; charset=utf-8').end(html());
     else response.writeHead(404).end();
   });
   http.listen(0, '127.0.0.1');
@@ -84,18 +88,35 @@ export async function serveWorld(version, server, { transports = ['ws', 'wss'] }
   return { address, open };
 }
 
+/** What a proxy does that changes nothing. */
+function passOn(request, response, { port }) {
+  const { method, url, headers } = request;
+  const onward = startRequest({ port, host: '127.0.0.1', method, path: url, headers, agent: false }, (answer) => {
+    response.writeHead(answer.statusCode, answer.headers);
+    answer.pipe(response);
+    answer.on('error', () => response.destroy());
+  });
+  onward.on('error', () => response.destroy());
+  response.on('close', () => onward.destroy());
+  request.pipe(onward);
+}
+
 /**
  * Registers the scenario as tests in a page, one server and one page for all its steps.
  *
- * @param {object} [options] `transports`: as for `serveWorld`; `only`: tells by its title whether a step is taken
+ * @param {object} [options] `transports`: as for `serveWorld`; `only`: tells by its title whether a step is taken; `before`: runs in the page
+ *   before its scripts; `as`: what the transport is called; `pageForEach`: a new page for each step;
+ *   `sameOrigin`: as for `serveWorld`
  */
-export function scenarioInPage(version, { transports, only = () => true } = {}) {
-  describe(`pusher-js ${version} in Chromium${transports ? ` over ${transports.join(', ')}` : ''}`, () => {
+export function scenarioInPage(version, { transports, only = () => true, before = undefined, as = transports?.join(', '), pageForEach = false, sameOrigin = false } = {}) {
+  describe(`pusher-js ${version} in Chromium${as ? ` over ${as}` : ''}`, () => {
     let page;
+    let served;
     const errors = [];
 
     async function open() {
-      const opened = await (await serveWorld(version, await startRaptor(), { transports })).open();
+      served ??= await serveWorld(version, await startRaptor(), { transports, sameOrigin });
+      const opened = await served.open(served.address, { before });
       opened.on('pageerror', (error) => errors.push(error));
       return opened;
     }
@@ -103,7 +124,11 @@ export function scenarioInPage(version, { transports, only = () => true } = {}) 
     for (const { title } of scenario(version).filter((step) => only(step.title))) {
       test(title, { timeout: 30_000 }, async () => {
         page ??= await open();
-        await page.evaluate((wanted) => window.runStep(wanted), title);
+        try {
+          await page.evaluate((wanted) => window.runStep(wanted), title);
+        } finally {
+          if (pageForEach) { await page.close(); page = undefined; }
+        }
         if (errors.length > 0) throw errors.splice(0)[0]; // one that nobody in the page caught
       });
     }

@@ -13,15 +13,17 @@ const START_TIMEOUT_MS = 10_000;
 /**
  * Starts one on a free port of 127.0.0.1, without persistence. It ends with the test file.
  *
- * @returns {Promise<{port: number, url: string, kill: () => Promise<void>, restart: () => Promise<void>}>} `kill` loses what it held
+ * @param {object} [options] `keeps`: it writes down all that it holds before anybody hears of it, and has it again after `kill` and `restart`
+ * @returns {Promise<{port: number, url: string, kill: () => Promise<void>, restart: () => Promise<void>}>} `kill` loses what it held, if it does not keep it
  */
-export async function startRedis() {
+export async function startRedis({ keeps = false } = {}) {
   const port = await freePort();
   const directory = mkdtempSync(join(tmpdir(), 'raptor-redis-'));
   let child;
 
   async function start() {
-    child = spawn('redis-server', ['--port', port, '--bind', '127.0.0.1', '--save', '', '--dir', directory], { stdio: 'ignore' });
+    const keeping = keeps ? ['--appendonly', 'yes', '--appendfsync', 'always'] : [];
+    child = spawn('redis-server', ['--port', port, '--bind', '127.0.0.1', '--save', '', '--dir', directory, ...keeping], { stdio: 'ignore' });
     const deadline = Date.now() + START_TIMEOUT_MS;
     while (!(await answers(port))) {
       if (Date.now() > deadline) throw new Error('redis-server does not start');

@@ -3,9 +3,10 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
+import { handshake } from '../bayeux/support/http.js';
 import { APP, Peer } from '../raw/peer.js';
 import { sleep, until } from '../support/events.js';
-import { startRaptor } from '../support/raptor.js';
+import { runRaptor, startRaptor } from '../support/raptor.js';
 import { startRedis } from '../support/redis.js';
 import { Heard, half } from './lives.js';
 import { ANSWER, Receiver } from './receiver.js';
@@ -13,14 +14,19 @@ import { ANSWER, Receiver } from './receiver.js';
 /** `RAPTOR_LIVES=40` makes it a matter of two minutes. */
 const LIVES = Number(process.env.RAPTOR_LIVES ?? 4);
 
-const { url } = await startRedis();
-const app = (webhooks) => ({ ...APP, limits: { client_events_per_sec_max: 10_000, presence_members_max: 1_000 }, webhooks });
+const redis = await startRedis();
+const app = (webhooks) => ({
+  ...APP,
+  limits: { client_events_per_sec_max: 10_000, presence_members_max: 1_000 },
+  bayeux: { mounts: ['/faye'], client_publish: 'open' },
+  webhooks,
+});
 
 let clusters = 0;
 
 /** Nodes of a cluster of their own. */
-async function startNodes(count, receiver) {
-  const config = { redis: { url, key_prefix: `webhooks-${++clusters}` }, apps: [app([receiver.endpoint()])] };
+async function startNodes(count, endpoint, { url } = redis) {
+  const config = { redis: { url, key_prefix: `webhooks-${++clusters}` }, apps: [app([endpoint])] };
   return Promise.all(Array.from({ length: count }, () => startRaptor({ config })));
 }
 
@@ -29,7 +35,7 @@ const about = (receiver, channel) => receiver.events.filter((event) => event.cha
 
 test('a channel on three nodes is occupied once and vacated once, and a user who changes node was never away', async () => {
   const receiver = await Receiver.start();
-  const nodes = await startNodes(3, receiver);
+  const nodes = await startNodes(3, receiver.endpoint());
   const join = async (node, user) => {
     const peer = await Peer.connect(node);
     peer.askToSubscribe('presence-room', { channelData: JSON.stringify({ user_id: user }) });
@@ -54,7 +60,7 @@ test('a channel on three nodes is occupied once and vacated once, and a user who
 
 test('a receiver that fails half of its requests gets all that anybody saw, in order, though nodes are killed at random', async () => {
   const receiver = await Receiver.start({ answer: half() });
-  const nodes = await startNodes(3, receiver);
+  const nodes = await startNodes(3, receiver.endpoint());
   const heard = new Heard();
   for (let life = 0; life < LIVES; life++) {
     const at = Math.floor(Math.random() * nodes.length);
@@ -70,4 +76,82 @@ test('a receiver that fails half of its requests gets all that anybody saw, in o
   // Everybody has gone with the last node that was killed: each channel is vacated in the end, in turn with being occupied.
   await until(() => about(receiver, 'private-0').at(-1) === 'channel_vacated', () => about(receiver, 'private-0').join(), 60_000);
   about(receiver, 'private-0').forEach((name, nth) => assert.equal(name, nth % 2 === 0 ? 'channel_occupied' : 'channel_vacated'));
+});
+
+test('Redis dies and comes back in the middle of deliveries, with what it kept: all that anybody heard is told, in order', async () => {
+  const receiver = await Receiver.start({ answer: half() });
+  const kept = await startRedis({ keeps: true });
+  const nodes = await startNodes(2, receiver.endpoint(), kept);
+  const heard = new Heard();
+  const DEATHS = 3;
+  const { end, silent } = await heard.talk(...nodes);
+  for (let death = 0; death < DEATHS; death++) {
+    await sleep(500 + Math.random() * 1_000);
+    await kept.kill();
+    await sleep(Math.random() * 1_500);
+    await kept.restart();
+    const ready = async ({ url }) => (await (await fetch(`${url}/readyz`)).text()).trim() === 'ready';
+    await until(async () => (await Promise.all(nodes.map(ready))).every(Boolean), 'the nodes are back', 10_000);
+  }
+  await sleep(1_000);
+  await end();
+  await silent();
+  receiver.answer = ANSWER.well;
+  await heard.isReceived(receiver, DEATHS, 60_000);
+  assert.deepEqual(about(receiver, 'private-0').slice(0, 1), ['channel_occupied']);
+});
+
+test('what happens to Bayeux sessions on any node is told to who asks for it', async () => {
+  const receiver = await Receiver.start();
+  const nodes = await startNodes(2, receiver.endpoint({ events: ['bayeux_sessions'] }));
+  for (const { url } of nodes) {
+    const session = await handshake(`${url}/faye`);
+    await session.subscribe('/watched/*');
+    await session.publish('/watched/1', { text: 'hello' });
+    await session.disconnect();
+  }
+  await until(() => receiver.events.length >= 10, () => JSON.stringify(receiver.events), 15_000);
+  const sessions = new Set(receiver.events.map(({ socket_id: id }) => id));
+  assert.equal(sessions.size, 2);
+  for (const id of sessions) {
+    const events = receiver.events.filter((event) => event.socket_id === id);
+    assert.deepEqual(events.sort((a, b) => a.name.localeCompare(b.name)), [
+      { name: 'disconnect', socket_id: id },
+      { name: 'handshake', socket_id: id },
+      { name: 'publish', channel: '/watched/1', data: '{"text":"hello"}', socket_id: id },
+      { name: 'subscribe', channel: '/watched/*', socket_id: id },
+      { name: 'unsubscribe', channel: '/watched/*', socket_id: id },
+    ]);
+  }
+  receiver.isExact();
+});
+
+test('dead letters in Redis are listed, shown, and replayed, with every attempt', async () => {
+  const receiver = await Receiver.start({ answer: ANSWER.status(503) });
+  const endpoint = receiver.endpoint({ name: 'billing', retry_secs: 2, events: ['channel_occupied'] });
+  const [node] = await startNodes(1, endpoint);
+  const config = { redis: { url: redis.url, key_prefix: `webhooks-${clusters}` } };
+  const webhooks = async (...args) => {
+    const { code, stdout, stderr } = await runRaptor(['webhooks', ...args], { config });
+    return code === 0 ? stdout.trim() : `failed: ${stderr.trim()}`;
+  };
+  assert.equal(await webhooks('list'), 'no deliveries');
+  const peer = await Peer.connect(node);
+  await peer.subscribe('lost');
+  const list = await until(async () => {
+    const lines = await webhooks('list', '--state', 'dead');
+    return lines !== 'no deliveries' && lines;
+  }, 'a dead letter', 15_000);
+  assert.match(list, /^[0-9a-f]{32}  dead       \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ  app 3  billing  1 event  2 attempts, status 503$/);
+  const [id] = list.split(' ');
+  const shown = await webhooks('show', id);
+  assert.equal(shown.match(/^attempt   \S+Z  \d+ ms  status 503$/gm).length, 2);
+  assert.match(shown, /^body +\{"time_ms":\d+,"events":\[\{"name":"channel_occupied","channel":"lost"\}\]\}$/m);
+  assert.equal(await webhooks('replay', 'nothing'), 'failed: not known, not over yet, or without a body: nothing');
+  receiver.answer = ANSWER.well;
+  assert.equal(await webhooks('replay', '--dead'), '1 dead letter will be sent again');
+  await receiver.until(1);
+  assert.deepEqual([receiver.deliveries[0].id, receiver.deliveries[0].valid], [id, true]);
+  await until(async () => / delivered .* 3 attempts, status 200$/.test(await webhooks('list')));
+  assert.match(await webhooks('show', id), /^body +not kept/m);
 });

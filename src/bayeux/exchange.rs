@@ -1,5 +1,6 @@
 //! The messages of one request, answered in their order (`bayeux.md` 2.10).
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::check;
@@ -17,19 +18,24 @@ pub struct Answers {
     pub has_opened: bool,
 }
 
+/// Who sent a request, or opened the WebSocket.
+pub struct Sender {
+    pub address: IpAddr,
+    pub headers: ShownHeaders,
+}
+
 impl Site {
-    /// `headers`: of the request, or of the one that became a WebSocket.
     pub(super) async fn answer(
         self: &Arc<Self>,
         messages: &[IncomingMessage<'_>],
-        headers: &ShownHeaders,
+        sender: &Sender,
     ) -> Answers {
         let mut answers = Answers::default();
         for message in messages {
             let reply = match message {
                 IncomingMessage::Handshake(request) => {
                     answers.has_opened = true;
-                    self.handshake(request, headers).await
+                    self.handshake(request, sender).await
                 }
                 IncomingMessage::Connect(request) => match self.connect(request).await {
                     Connected::Now(reply) => reply,
@@ -39,9 +45,9 @@ impl Site {
                     }
                 },
                 IncomingMessage::Disconnect(request) => self.disconnect(request).await,
-                IncomingMessage::Subscribe(request) => self.subscribe(request, headers).await,
+                IncomingMessage::Subscribe(request) => self.subscribe(request, sender).await,
                 IncomingMessage::Unsubscribe(request) => self.unsubscribe(request).await,
-                IncomingMessage::Publish(request) => self.publish(request, headers).await,
+                IncomingMessage::Publish(request) => self.publish(request, sender).await,
                 IncomingMessage::Invalid(request) => request.refused(),
             };
             answers.replies.push(reply);
@@ -81,6 +87,8 @@ mod tests {
     use crate::transport::writer::Flushers;
     use crate::wire::bayeux::parse;
 
+    const LOCALHOST: std::net::Ipv4Addr = std::net::Ipv4Addr::LOCALHOST;
+
     struct Setup {
         front: Front,
         sink: FactSink,
@@ -105,9 +113,11 @@ mod tests {
     impl Setup {
         async fn send(&self, text: &str) -> Vec<Value> {
             let (site, _) = self.front.site("/faye").unwrap();
-            let answers = site
-                .answer(&parse(text, 100).unwrap(), &ShownHeaders::default())
-                .await;
+            let sender = Sender {
+                address: LOCALHOST.into(),
+                headers: ShownHeaders::default(),
+            };
+            let answers = site.answer(&parse(text, 100).unwrap(), &sender).await;
             let replies = answers.replies.iter();
             replies.map(|r| serde_json::from_str(r).unwrap()).collect()
         }

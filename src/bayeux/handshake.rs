@@ -5,9 +5,11 @@ use std::sync::Arc;
 use super::check;
 use super::client::{Client, ClientSession};
 use super::encoding::encoding;
+use super::exchange::Sender;
 use super::extensions::{TimeSync, wants_acks};
 use super::permission::{Matter, Question, ShownHeaders};
 use super::site::{SUPPORTED, Site, now_ms};
+use crate::audit;
 use crate::hub::Outbox;
 use crate::wire::bayeux::{
     APPLICATION_UNREACHABLE, Advice, BayeuxError, HANDSHAKE_DENIED, Handshake, Object,
@@ -21,14 +23,11 @@ const WHEN_FULL_MS: u64 = 10_000;
 impl Site {
     /// `version` and `supportedConnectionTypes` are required. The reply's `ext.socket_id` is what
     /// the application signs (8.6).
-    pub(super) async fn handshake(
-        &self,
-        request: &Handshake<'_>,
-        headers: &ShownHeaders,
-    ) -> String {
-        match self.open(request, headers).await {
+    pub(super) async fn handshake(&self, request: &Handshake<'_>, sender: &Sender) -> String {
+        match self.open(request, &sender.headers).await {
             Ok(session) => {
                 let client = &session.client;
+                audit::connected(&client.app.id, client.socket_id, sender.address);
                 let mut ext = Object::default().text("socket_id", &client.socket_id.to_string());
                 if client.unacknowledged.is_some() {
                     ext = ext.json("ack", "true");
@@ -38,7 +37,10 @@ impl Site {
                 let ext = ext.json_if_any("timesync", timesync.as_deref()).end();
                 request.accepted(&session.id, &SUPPORTED, &self.advice(), Some(&ext))
             }
-            Err((error, advice)) => request.refused(&error, &SUPPORTED, &advice),
+            Err((error, advice)) => {
+                self.audit_refused(None, sender, "/meta/handshake", &error);
+                request.refused(&error, &SUPPORTED, &advice)
+            }
         }
     }
 

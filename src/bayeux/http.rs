@@ -23,8 +23,7 @@ use warp::{Filter, Rejection};
 use super::browsers::BrowserId;
 use super::connect::Polled;
 use super::encoding::message_of;
-use super::exchange::Answers;
-use super::permission::ShownHeaders;
+use super::exchange::{Answers, Sender};
 use super::site::{Front, Site};
 use super::{event_source, files, websocket};
 use crate::transport::http::{BodyError, read_body, text};
@@ -196,8 +195,11 @@ async fn respond(request: &Request, texts: Vec<String>, callback: Option<&str>) 
         return bad_request();
     }
     let site = &request.site;
-    let shown = site.shown(&request.headers);
-    let Some(answers) = exchange(site, texts, shown).await else {
+    let sender = Sender {
+        address: request.peer.address,
+        headers: site.shown(&request.headers),
+    };
+    let Some(answers) = exchange(site, texts, sender).await else {
         return bad_request();
     };
     let Answers {
@@ -263,13 +265,13 @@ async fn respond(request: &Request, texts: Vec<String>, callback: Option<&str>) 
 
 /// `None` for texts that hold no messages. Done to the end even if the client hangs up meanwhile
 /// and its request is dropped: a page that closes says goodbye and does not wait.
-async fn exchange(site: &Arc<Site>, texts: Vec<String>, headers: ShownHeaders) -> Option<Answers> {
+async fn exchange(site: &Arc<Site>, texts: Vec<String>, sender: Sender) -> Option<Answers> {
     let site = site.clone();
     let mut answering = Box::pin(async move {
         let messages_max = site.settings.limits.messages_per_request_max;
         let texts = texts.iter().map(String::as_str);
         let messages = parse_all(texts, messages_max).ok()?;
-        Some(site.answer(&messages, &headers).await)
+        Some(site.answer(&messages, &sender).await)
     });
     // Most need no task for that.
     match futures_util::poll!(&mut answering) {

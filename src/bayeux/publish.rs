@@ -7,10 +7,12 @@ use serde::de::IgnoredAny;
 
 use super::check::{self, Destination, Service};
 use super::client::ClientSession;
-use super::permission::{Matter, Question, ShownHeaders};
+use super::exchange::Sender;
+use super::permission::{Matter, Question};
 use super::settings::{ClientPublish, Trust};
 use super::site::{Site, now_ms};
 use crate::apps::App;
+use crate::audit;
 use crate::metrics::{Limit, REFUSALS};
 use crate::model::{ChannelKind, ChannelName, Message, SessionFactKind, UserId};
 use crate::wire::bayeux::payload::{event_name, pusher_data};
@@ -22,18 +24,17 @@ use crate::wire::bayeux::{
 impl Site {
     /// `data` is required, `clientId` is not; proofs that the app asks for stand in `ext`, or in
     /// `signature`.
-    pub(super) async fn publish(&self, request: &Publish<'_>, headers: &ShownHeaders) -> String {
-        match self.try_publish(request, headers).await {
+    pub(super) async fn publish(&self, request: &Publish<'_>, sender: &Sender) -> String {
+        match self.try_publish(request, sender).await {
             Ok(()) => request.accepted(),
-            Err(error) => request.refused(&error),
+            Err(error) => {
+                self.audit_refused(request.client_id, sender, &request.channel, &error);
+                request.refused(&error)
+            }
         }
     }
 
-    async fn try_publish(
-        &self,
-        request: &Publish<'_>,
-        headers: &ShownHeaders,
-    ) -> Result<(), BayeuxError> {
+    async fn try_publish(&self, request: &Publish<'_>, sender: &Sender) -> Result<(), BayeuxError> {
         let (destination, data) = check::publish(request, self.settings.style)?;
         let about = |reason: Reason| reason.of(&*request.channel);
         if data.len() > self.settings.limits.data_bytes_max {
@@ -63,7 +64,7 @@ impl Site {
                 client_id: request.client_id,
                 subscription: None,
                 ext: request.ext.json(),
-                headers,
+                headers: &sender.headers,
             };
             if self.ask(&app, question).await? {
                 trust = Trust::Permitted;
@@ -101,6 +102,12 @@ impl Site {
             members: members.map(Into::into),
         };
         self.tell_published(&app, request, session.as_ref(), data);
+        let publisher = audit::Client {
+            app: &app.id,
+            socket_id: session.as_ref().map(|session| session.client.socket_id),
+            address: Some(sender.address),
+        };
+        publisher.published(&message.name, channel.as_str(), is_trusted);
         if is_trusted {
             self.broker.publish(&app, &channel, message, None).await;
         } else {

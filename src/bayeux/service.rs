@@ -6,6 +6,7 @@ use super::check::Service;
 use super::client::{Client, ClientSession};
 use super::encoding::{frame, watchlist_events};
 use super::site::Site;
+use crate::audit;
 use crate::auth::{split_auth, user_text};
 use crate::broker::{SignIn, SignedInAsAnother};
 use crate::model::ChannelName;
@@ -68,12 +69,14 @@ impl Site {
         if !client.is_open() {
             return Err(UNKNOWN_CLIENT);
         }
-        let inbox = ChannelName::server_to_user(&user.user_id);
+        let user_id = user.user_id.clone();
+        let inbox = ChannelName::server_to_user(&user_id);
         let signed_in = state.membership.sign_in(user).await;
         if signed_in.map_err(|SignedInAsAnother| INVALID_USER)? == SignIn::First {
             // Only presence channels can be full.
             let _ = client.join(&mut state, &inbox, None).await;
         }
+        audit::signed_in(&client.app.id, client.socket_id, &user_id);
         let introduce = |online: &[_], offline: &[_]| {
             watchlist_events(online, offline).map(|message| frame(&message))
         };

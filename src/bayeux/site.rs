@@ -1,6 +1,6 @@
 //! One app's Bayeux server: its settings and its sessions.
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
@@ -9,9 +9,11 @@ use warp::http::HeaderMap;
 
 use super::browsers::Browsers;
 use super::client::{Client, ClientSession};
+use super::exchange::Sender;
 use super::permission::{Permission, Question, ShownHeaders};
 use super::settings::Settings;
 use crate::apps::{App, AppRegistry};
+use crate::audit;
 use crate::broker::Broker;
 use crate::model::AppId;
 use crate::transport::outbound::OutboundError;
@@ -30,18 +32,27 @@ pub const SUPPORTED: [ConnectionType; 5] = ConnectionType::ALL;
 
 /// All apps' sites, found by their mounts.
 pub struct Front {
-    sites: Vec<Arc<Site>>,
+    sites: Arc<RwLock<Sites>>,
+    apps: Arc<AppRegistry>,
+    broker: Arc<Broker>,
+    tasks: TaskTracker,
+    flushers: Arc<Flushers>,
 }
 
+type Sites = Vec<Arc<Site>>;
+
+/// As it was configured last; a new configuration makes another one with the same sessions.
 pub struct Site {
     app_id: AppId,
     apps: Arc<AppRegistry>,
     pub broker: Arc<Broker>,
     pub settings: Settings,
-    pub sessions: Sessions<Client>,
+    pub sessions: Arc<Sessions<Client>>,
     pub websocket: Arc<websocket::Settings>,
+    /// With the one that is newer than this, if there is one.
+    all: Weak<RwLock<Sites>>,
     pub permission: Option<Permission>,
-    pub browsers: Browsers,
+    pub browsers: Arc<Browsers>,
 }
 
 impl Front {
@@ -54,35 +65,74 @@ impl Front {
         tasks: &TaskTracker,
         flushers: &Arc<Flushers>,
     ) -> Result<Self, OutboundError> {
-        let site = |(app_id, settings): (AppId, Settings)| {
+        let front = Self {
+            sites: Arc::default(),
+            apps,
+            broker,
+            tasks: tasks.clone(),
+            flushers: flushers.clone(),
+        };
+        front.reload(sites, write_timeout)?;
+        tokio::spawn(sweep(Arc::downgrade(&front.sites)));
+        Ok(front)
+    }
+
+    /// Takes other settings, which count from the next message on; sessions stay. An app that is
+    /// not there any more has no mount, and what is left of its sessions runs out.
+    pub fn reload(
+        &self,
+        mut settings: Vec<(AppId, Settings)>,
+        write_timeout: Duration,
+    ) -> Result<(), OutboundError> {
+        let mut sites = self.sites.write().unwrap_or_else(PoisonError::into_inner);
+        for before in &*sites {
+            if !settings.iter().any(|(app_id, _)| *app_id == before.app_id) {
+                let gone = Settings {
+                    mounts: Vec::new(),
+                    ..before.settings.clone()
+                };
+                settings.push((before.app_id.clone(), gone));
+            }
+        }
+        let renewed = settings.into_iter().map(|(app_id, settings)| {
+            let before = sites.iter().find(|site| site.app_id == app_id);
+            let sessions_max = settings.limits.sessions_max;
+            let (sessions, browsers) = match before {
+                Some(before) => (before.sessions.clone(), before.browsers.clone()),
+                None => (Arc::new(Sessions::new(sessions_max)), Arc::default()),
+            };
             let permission = settings.permission.clone().map(Permission::new);
-            let site = Arc::new(Site {
+            Ok(Arc::new(Site {
                 permission: permission.transpose()?,
-                browsers: Browsers::default(),
+                browsers,
                 app_id,
-                apps: apps.clone(),
-                broker: broker.clone(),
-                sessions: Sessions::new(settings.limits.sessions_max),
+                apps: self.apps.clone(),
+                broker: self.broker.clone(),
+                sessions,
                 websocket: Arc::new(websocket::Settings {
                     ping_after: PING_AFTER,
                     pong_within: PING_AFTER,
                     write_timeout,
                     inbound_message_bytes_max: settings.limits.request_bytes_max,
-                    tasks: tasks.clone(),
-                    flushers: flushers.clone(),
+                    tasks: self.tasks.clone(),
+                    flushers: self.flushers.clone(),
                 }),
                 settings,
-            });
-            tokio::spawn(sweep(Arc::downgrade(&site)));
-            Ok(site)
-        };
-        let sites = sites.into_iter().map(site).collect::<Result<_, _>>()?;
-        Ok(Self { sites })
+                all: Arc::downgrade(&self.sites),
+            }))
+        });
+        let renewed = renewed.collect::<Result<Sites, _>>()?;
+        for site in &renewed {
+            site.sessions.limit(site.settings.limits.sessions_max);
+        }
+        *sites = renewed;
+        Ok(())
     }
 
     /// The site at a path, with the path's rest: the longest mount counts.
     pub(super) fn site<'p>(&self, path: &'p str) -> Option<(Arc<Site>, &'p str)> {
-        let mounts = self.sites.iter().flat_map(|site| {
+        let sites = self.sites.read().unwrap_or_else(PoisonError::into_inner);
+        let mounts = sites.iter().flat_map(|site| {
             let mounts = site.settings.mounts.iter();
             mounts.filter_map(move |mount| Some((site, super::below_mount(path, mount)?)))
         });
@@ -92,6 +142,16 @@ impl Front {
 }
 
 impl Site {
+    /// For whoever keeps a site for long.
+    pub fn newest(self: &Arc<Self>) -> Arc<Self> {
+        let all = self.all.upgrade();
+        let newest = all.and_then(|all| {
+            let all = all.read().unwrap_or_else(PoisonError::into_inner);
+            all.iter().find(|site| site.app_id == self.app_id).cloned()
+        });
+        newest.unwrap_or_else(|| self.clone())
+    }
+
     /// As it is configured now.
     pub fn app(&self) -> Option<Arc<App>> {
         self.apps.by_id(self.app_id.as_str())
@@ -136,6 +196,26 @@ impl Site {
         }
     }
 
+    /// Writes down that somebody was refused what it may not do.
+    pub fn audit_refused(
+        &self,
+        client_id: Option<Given>,
+        sender: &Sender,
+        asked: &str,
+        error: &BayeuxError,
+    ) {
+        if error.reason.is_denial() {
+            let id = client_id.and_then(Given::text);
+            let session = id.and_then(|id| self.sessions.find(&id));
+            let client = audit::Client {
+                app: &self.app_id,
+                socket_id: session.map(|session| session.client.socket_id),
+                address: Some(sender.address),
+            };
+            client.refused(asked, error.reason.text());
+        }
+    }
+
     /// Ends a session in order: it leaves all its channels first.
     pub async fn end(&self, session: &ClientSession) {
         session.client.leave_all().await;
@@ -176,13 +256,14 @@ impl Site {
     }
 }
 
-/// Ends with its site.
-async fn sweep(site: Weak<Site>) {
+/// Ends with the front.
+async fn sweep(sites: Weak<RwLock<Sites>>) {
     loop {
         tokio::time::sleep(SWEEP).await;
-        match site.upgrade() {
-            Some(site) => site.sweep().await,
-            None => return,
+        let Some(sites) = sites.upgrade() else { return };
+        let sites = sites.read().unwrap_or_else(PoisonError::into_inner).clone();
+        for site in sites {
+            site.sweep().await;
         }
     }
 }

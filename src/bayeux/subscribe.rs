@@ -8,6 +8,7 @@ use super::channel::Pattern;
 use super::check::{self, Service, Target};
 use super::client::{Client, ClientState};
 use super::encoding::{expansion, roster_members};
+use super::exchange::Sender;
 use super::mapping::Scope;
 use super::permission::{Matter, Question, ShownHeaders};
 use super::settings::Wildcards;
@@ -44,14 +45,16 @@ impl Granted {
 impl Site {
     /// `clientId` and `subscription` are required; private and presence channels need a proof in
     /// `ext`, see `Asked::verify`.
-    pub(super) async fn subscribe(
-        &self,
-        request: &Subscribe<'_>,
-        headers: &ShownHeaders,
-    ) -> String {
-        match self.try_subscribe(request, headers).await {
+    pub(super) async fn subscribe(&self, request: &Subscribe<'_>, sender: &Sender) -> String {
+        match self.try_subscribe(request, &sender.headers).await {
             Ok(ext) => request.accepted(ext.as_deref()),
-            Err(error) => request.refused(&error),
+            Err(error) => {
+                let asked = request.subscription.as_ref().map(|s| s.elements());
+                let asked = asked.into_iter().flatten().filter_map(|name| name.text());
+                let asked: Vec<_> = asked.collect();
+                self.audit_refused(request.client_id, sender, &asked.join(" "), &error);
+                request.refused(&error)
+            }
         }
     }
 

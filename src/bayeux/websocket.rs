@@ -13,9 +13,8 @@ use warp::reply::Response;
 use super::client::Client;
 use super::connect::{Connecting, Waiting};
 use super::encoding::message_of;
-use super::exchange::Answers;
+use super::exchange::{Answers, Sender};
 use super::http::Request;
-use super::permission::ShownHeaders;
 use super::site::Site;
 use crate::hub::{Closing, Frame, Outbox};
 use crate::transport::session::{Carrier, Parted, Vehicle};
@@ -30,10 +29,14 @@ pub fn answer(request: Request) -> Response {
     let Request {
         site,
         headers,
+        peer,
         on_upgrade,
         ..
     } = request;
-    let shown = site.shown(&headers);
+    let sender = Sender {
+        address: peer.address,
+        headers: site.shown(&headers),
+    };
     let mut upgrade = match Upgrade::accept(&headers, on_upgrade) {
         Ok(upgrade) => upgrade,
         Err(refusal) => return *refusal,
@@ -54,7 +57,7 @@ pub fn answer(request: Request) -> Response {
                 replies: Outbox::new(bytes_max),
                 line: Mutex::default(),
             }),
-            headers: shown,
+            sender,
             unreadable: 0,
         })
     })
@@ -62,7 +65,7 @@ pub fn answer(request: Request) -> Response {
 
 struct Socket {
     outgoing: Arc<Outgoing>,
-    headers: ShownHeaders,
+    sender: Sender,
     /// How many messages in all could not be read.
     unreadable: u32,
 }
@@ -174,7 +177,7 @@ impl Conversation for Socket {
     const READS_BINARY: bool = true;
 
     async fn on_text(&mut self, text: &str) -> Result<(), Close> {
-        let site = self.outgoing.site.clone();
+        let site = self.outgoing.site.newest();
         let messages_max = site.settings.limits.messages_per_request_max;
         let Ok(messages) = parse(text, messages_max) else {
             self.unreadable += 1;
@@ -185,7 +188,7 @@ impl Conversation for Socket {
         };
         let Answers {
             replies, connects, ..
-        } = site.answer(&messages, &self.headers).await;
+        } = site.answer(&messages, &self.sender).await;
         // Older clients send an empty array now and then, and have it answered.
         if !replies.is_empty() || messages.is_empty() {
             self.outgoing.reply(replies);

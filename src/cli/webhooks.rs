@@ -1,16 +1,9 @@
-//! `raptor webhooks`: what became of deliveries, and sending some again. Works on the directory of
-//! the configuration, whether its server runs or not.
-
-use std::path::PathBuf;
+//! `raptor webhooks`: what became of deliveries, and sending some again. Works on the directory or
+//! the Redis of the configuration, whether its servers run or not.
 
 use raptor::webhooks::{Archive, Attempt, Listed, State, StoreError};
 
-/// What to do with the deliveries in `dir`.
-pub struct Webhooks {
-    pub dir: PathBuf,
-    pub wish: Wish,
-}
-
+/// What to do with deliveries.
 pub enum Wish {
     List {
         state: Option<State>,
@@ -21,23 +14,23 @@ pub enum Wish {
     ReplayDead,
 }
 
-impl Webhooks {
+impl Wish {
     /// What to print, or what went wrong in words.
-    pub fn run(self) -> Result<String, String> {
-        let archive = Archive::open(&self.dir).map_err(told)?;
-        match self.wish {
-            Wish::List {
+    pub async fn run(self, archive: Result<Archive, StoreError>) -> Result<String, String> {
+        let archive = archive.map_err(told)?;
+        match self {
+            Self::List {
                 state,
                 deliveries_max,
-            } => list(&archive, state, deliveries_max),
-            Wish::Show(id) => {
-                let found = archive.find(&id).map_err(told)?;
+            } => list(&archive, state, deliveries_max).await,
+            Self::Show(id) => {
+                let found = archive.find(&id).await.map_err(told)?;
                 Ok(show(
                     &found.ok_or_else(|| format!("there is no delivery {id}"))?,
                 ))
             }
-            Wish::Replay(ids) => replay(&archive, &ids),
-            Wish::ReplayDead => match archive.replay_dead().map_err(told)? {
+            Self::Replay(ids) => replay(&archive, &ids).await,
+            Self::ReplayDead => match archive.replay_dead().await.map_err(told)? {
                 1 => Ok("1 dead letter will be sent again".to_owned()),
                 count => Ok(format!("{count} dead letters will be sent again")),
             },
@@ -49,8 +42,12 @@ fn told(error: StoreError) -> String {
     error.to_string()
 }
 
-fn list(archive: &Archive, state: Option<State>, deliveries_max: usize) -> Result<String, String> {
-    let found = archive.list(state, deliveries_max).map_err(told)?;
+async fn list(
+    archive: &Archive,
+    state: Option<State>,
+    deliveries_max: usize,
+) -> Result<String, String> {
+    let found = archive.list(state, deliveries_max).await.map_err(told)?;
     if found.is_empty() {
         return Ok("no deliveries".to_owned());
     }
@@ -107,10 +104,10 @@ fn show(listed: &Listed) -> String {
     text
 }
 
-fn replay(archive: &Archive, ids: &[String]) -> Result<String, String> {
+async fn replay(archive: &Archive, ids: &[String]) -> Result<String, String> {
     let mut refused = Vec::new();
     for id in ids {
-        if !archive.replay(id).map_err(told)? {
+        if !archive.replay(id).await.map_err(told)? {
             refused.push(id.as_str());
         }
     }
@@ -174,16 +171,11 @@ mod tests {
         }
     }
 
-    #[test]
-    fn where_no_store_is_none_is_made() {
+    #[tokio::test]
+    async fn where_no_store_is_none_is_made() {
         let dir = std::env::temp_dir().join("raptor-has-no-such-directory");
-        let wish = Wish::ReplayDead;
-        let error = Webhooks {
-            dir: dir.clone(),
-            wish,
-        }
-        .run()
-        .unwrap_err();
+        let archive = Archive::in_directory(&dir);
+        let error = Wish::ReplayDead.run(archive).await.unwrap_err();
         assert!(error.contains("cannot open"), "{error}");
         assert!(!dir.exists());
     }

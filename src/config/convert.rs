@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 
 use tracing_subscriber::EnvFilter;
 
@@ -13,7 +14,10 @@ use super::webhooks;
 use super::written::{Sited, Written};
 use crate::transport::peer::{Network, TrustedProxies};
 
-use super::{AuditLog, Config, LogFormat, LogSettings, ServerSettings, TlsSettings};
+use super::{AuditLog, Config, LogFormat, LogSettings, ServerSettings, TlsSettings, UnixSettings};
+
+/// What the kernel has room for.
+const UNIX_PATH_BYTES_MAX: usize = 107;
 
 impl Config {
     /// Flags and environment variables beat the file, the file beats the defaults.
@@ -78,13 +82,11 @@ fn tls(root: &mut Section) -> Option<TlsSettings> {
     root.table("tls", "[tls]", |table| {
         let listen = table.text("listen");
         let (certificate, key) = (table.text("certificate"), table.text("key"));
+        let api_client_ca = table.text("api_client_ca");
+        let proxy_protocol = table.switch("proxy_protocol", false);
         let site = site?;
-        for (name, given) in [
-            ("listen", &listen),
-            ("certificate", &certificate),
-            ("key", &key),
-        ] {
-            if given.is_none() {
+        for name in ["listen", "certificate", "key"] {
+            if table.site_of(name).is_none() {
                 let mend = "write listen = \"0.0.0.0:443\", certificate = \"…\" and key = \"…\"";
                 table
                     .reading
@@ -93,10 +95,49 @@ fn tls(root: &mut Section) -> Option<TlsSettings> {
         }
         Some(TlsSettings {
             listen: address(table.reading, listen?)?.value,
-            certificate: certificate?.value.into(),
-            key: key?.value.into(),
+            proxy_protocol,
+            certificate: certificate?.map(PathBuf::from),
+            key: key?.map(PathBuf::from),
+            api_client_ca: api_client_ca.map(|path| path.map(PathBuf::from)),
         })
     })
+}
+
+fn unix(root: &mut Section) -> Option<UnixSettings> {
+    const MEND: &str = "write listen = \"/run/raptor/raptor.sock\"";
+    let site = root.site_of("unix");
+    root.table("unix", "[unix]", |table| {
+        let listen = table.text("listen");
+        let mode = table.text("mode").and_then(|mode| file_mode(table, mode));
+        let proxy_protocol = table.switch("proxy_protocol", false);
+        let site = site?;
+        if table.site_of("listen").is_none() {
+            table.reading.note(&site, "[unix] has no `listen`", MEND);
+        }
+        let listen = listen?;
+        if listen.value.len() > UNIX_PATH_BYTES_MAX || !listen.value.starts_with('/') {
+            let what = format!("{:?} is no path for a Unix socket", listen.value);
+            let mend = format!("{MEND}, a whole path of at most {UNIX_PATH_BYTES_MAX} bytes");
+            table.reading.note(&listen.site, what, mend);
+        }
+        Some(UnixSettings {
+            listen: listen.map(PathBuf::from),
+            mode: mode.unwrap_or(UnixSettings::MODE),
+            proxy_protocol,
+        })
+    })
+}
+
+/// As `chmod` takes it.
+fn file_mode(table: &Section, text: Sited<String>) -> Option<u32> {
+    let mode = u32::from_str_radix(&text.value, 8).ok();
+    let mode = mode.filter(|mode| *mode <= 0o777);
+    if mode.is_none() {
+        let what = format!("{:?} are no permissions of a file", text.value);
+        let mend = "write them as chmod takes them, in quotes: mode = \"660\"";
+        table.reading.note(&text.site, what, mend);
+    }
+    mode
 }
 
 fn metrics_listen(root: &mut Section, listen: Option<&Sited<SocketAddr>>) -> Option<SocketAddr> {
@@ -114,9 +155,11 @@ fn server_settings(root: &mut Section, listen: Option<&Sited<SocketAddr>>) -> Se
     const SECS: RangeInclusive<usize> = 1..=86_400;
     const BYTES: RangeInclusive<usize> = 1_024..=1_073_741_824;
     let default = ServerSettings::default();
-    ServerSettings {
+    let settings = ServerSettings {
         listen: listen.map_or(default.listen, |listen| listen.value),
+        proxy_protocol: root.switch("proxy_protocol", default.proxy_protocol),
         tls: tls(root),
+        unix: unix(root),
         metrics_listen: metrics_listen(root, listen),
         path_prefix: path_prefix(root).unwrap_or(default.path_prefix),
         activity_timeout: root.duration("activity_timeout_secs", SECS, default.activity_timeout),
@@ -146,7 +189,26 @@ fn server_settings(root: &mut Section, listen: Option<&Sited<SocketAddr>>) -> Se
             default.outbox_bytes_total_max,
         ),
         outbox_bytes_max: root.count("outbox_bytes_max", BYTES, default.outbox_bytes_max),
+        http_sessions_max: root.count(
+            "http_sessions_max",
+            1..=1_000_000_000,
+            default.http_sessions_max,
+        ),
+    };
+    let has_proxies = [
+        settings.proxy_protocol,
+        (settings.tls.as_ref()).is_some_and(|tls| tls.proxy_protocol),
+        (settings.unix.as_ref()).is_some_and(|unix| unix.proxy_protocol),
+    ];
+    if has_proxies.contains(&true) && settings.trusted_proxies.0.is_empty() {
+        let site = root.site_of("trusted_proxies");
+        root.reading.note(
+            site.as_ref().unwrap_or(&root.site),
+            "with `proxy_protocol` only trusted proxies can connect, and there is none",
+            "write the address of the proxy: trusted_proxies = [\"10.0.0.7\"]",
+        );
     }
+    settings
 }
 
 /// An empty list trusts nobody.

@@ -73,7 +73,7 @@ fn every_problem_of_a_file_is_named_with_its_line() {
         assert_eq!(format!("{problems}\n"), expected, "{name}");
         checked += 1;
     }
-    assert_eq!(checked, 14);
+    assert_eq!(checked, 15);
 }
 
 #[test]
@@ -104,14 +104,26 @@ fn every_key_reaches_its_place() {
         ..Written::default()
     });
     let secs = Duration::from_secs;
+    let path = |path: &str| Sited {
+        value: path.into(),
+        site: Site::Flag("anywhere"),
+    };
     assert_eq!(
         config.server,
         ServerSettings {
             listen: "[::1]:7001".parse().unwrap(),
+            proxy_protocol: true,
             tls: Some(TlsSettings {
                 listen: "[::1]:7443".parse().unwrap(),
-                certificate: "/etc/raptor/chain.pem".into(),
-                key: "/etc/raptor/key.pem".into(),
+                proxy_protocol: true,
+                certificate: path("/etc/raptor/chain.pem"),
+                key: path("/etc/raptor/key.pem"),
+                api_client_ca: Some(path("/etc/raptor/applications.pem")),
+            }),
+            unix: Some(UnixSettings {
+                listen: path("/run/raptor/raptor.sock"),
+                mode: 0o600,
+                proxy_protocol: true,
             }),
             metrics_listen: Some("127.0.0.1:9601".parse().unwrap()),
             path_prefix: "/realtime/v1".to_owned(),
@@ -132,6 +144,7 @@ fn every_key_reaches_its_place() {
             ),
             outbox_bytes_total_max: 100_000_000,
             outbox_bytes_max: 524_288,
+            http_sessions_max: 5_000,
         }
     );
     assert_eq!(config.log.level, "warn,raptor=debug");

@@ -25,11 +25,20 @@ pub struct WrittenFile {
 }
 
 /// A value and where it was written.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Sited<T> {
     pub value: T,
     pub site: Site,
 }
+
+/// Where it stands makes no difference.
+impl<T: PartialEq> PartialEq for Sited<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.value == other.value
+    }
+}
+
+impl<T: Eq> Eq for Sited<T> {}
 
 impl<T> Sited<T> {
     pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Sited<U> {

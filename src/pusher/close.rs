@@ -30,10 +30,14 @@ closes! {
     TERMINATED = 4009 "You got disconnected by the app.";
     /// The peer did not read fast enough.
     OVER_CAPACITY = 4100 "Over capacity";
+    /// There are `http_sessions_max`.
+    TOO_MANY_SESSIONS = 4100 "Too many sessions over HTTP";
     TOO_MANY_OF_ADDRESS = 4100 "Too many connections from this address";
     /// Whoever came back at once would find nobody, and then wait for long.
     RESTARTING = 4100 "Server is restarting";
     RECONNECT_NOW = 4200 "Generic reconnect immediately";
+    /// A client of SockJS names its app in its first message.
+    NO_PATH_IN_TIME = 4201 "No path was sent in time";
     NO_PONG = 4201 "Pong reply not received";
 }
 

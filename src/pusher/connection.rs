@@ -347,6 +347,12 @@ impl Connection {
             ext: None,
             members: None,
         };
+        let sender = audit::Client {
+            app: &self.app.id,
+            socket_id: Some(self.socket_id),
+            address: None,
+        };
+        sender.published(&message.name, channel.as_str(), false);
         (self.front.broker)
             .client_event(
                 &self.app,

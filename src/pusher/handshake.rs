@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use warp::http::HeaderMap;
-use warp::http::header::ORIGIN;
+use warp::http::header::HeaderValue;
 
 use super::Front;
 use super::close::{self, close};
@@ -19,7 +18,7 @@ pub fn check(
     front: &Front,
     key: &str,
     query: &str,
-    headers: &HeaderMap,
+    origin: Option<&HeaderValue>,
     peer: Peer,
 ) -> Result<Arc<App>, Close> {
     let app = front.apps.by_key(key).ok_or(close(close::UNKNOWN_APP))?;
@@ -30,7 +29,7 @@ pub fn check(
         return Err(close(close::NOT_OVER_TLS));
     }
     check_protocol(query, front.assume_protocol)?;
-    let origin = headers.get(ORIGIN).map(|o| o.to_str().unwrap_or_default());
+    let origin = origin.map(|o| o.to_str().unwrap_or_default());
     if !app.allows_origin(origin) {
         return Err(close(close::ORIGIN_NOT_ALLOWED));
     }

@@ -1,5 +1,6 @@
 //! The URLs of the transports over HTTP (`pusher.md` 7.2), and what all their answers share.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Buf;
@@ -7,24 +8,27 @@ use futures_util::Stream;
 use warp::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS, CACHE_CONTROL, CONTENT_TYPE,
-    HeaderName, HeaderValue,
+    HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS,
 };
 use warp::http::{HeaderMap, Method, StatusCode};
 use warp::path::FullPath;
 use warp::reply::Response;
 use warp::{Filter, Rejection};
 
+use super::numbers::Stamp;
 use super::sessions::Fallback;
+use super::sockjs::{self, Action};
 use super::stats::ReportTransport;
 use super::xhr;
 use crate::transport::http::text;
 use crate::transport::peer::Peer;
 use crate::transport::receipt::Receipts;
 use crate::transport::session::Vehicle;
+use crate::wire::sockjs::Framing;
 
 pub const JAVASCRIPT: &str = "application/javascript; charset=UTF-8";
 /// Nobody keeps an answer, or changes it on its way.
-const UNCACHED: &str = "no-store, no-cache, no-transform, must-revalidate, max-age=0";
+pub const UNCACHED: &str = "no-store, no-cache, no-transform, must-revalidate, max-age=0";
 
 /// A request without its body.
 pub struct Request {
@@ -45,6 +49,12 @@ enum Target {
         session_id: String,
         transport: String,
     },
+    /// `/info` of SockJS.
+    Info,
+    /// Its page for iframes.
+    Iframe,
+    /// A session of SockJS.
+    SockJs { session_id: String, action: Action },
     /// A report of pusher-js about itself.
     Timeline {
         transport: ReportTransport,
@@ -85,8 +95,19 @@ pub fn routes(
 
 /// `/pusher` is pusher-js's `httpPath` unless it was told another (7.2).
 fn target(path: &str) -> Option<Target> {
-    let path = path.strip_prefix("/pusher").unwrap_or(path);
-    let segments: Vec<_> = path.strip_prefix('/')?.split('/').collect();
+    let below = path
+        .strip_prefix("/pusher")
+        .filter(|path| path.starts_with('/'));
+    let segments: Vec<_> = below
+        .unwrap_or(path)
+        .strip_prefix('/')?
+        .split('/')
+        .collect();
+    if below.is_some()
+        && let Some(target) = sockjs_target(&segments)
+    {
+        return Some(target);
+    }
     match segments[..] {
         [
             "app",
@@ -110,6 +131,21 @@ fn target(path: &str) -> Option<Target> {
     }
 }
 
+/// Only below `/pusher`: elsewhere such paths may be others'.
+fn sockjs_target(segments: &[&str]) -> Option<Target> {
+    match *segments {
+        ["info"] => Some(Target::Info),
+        [page] if page.starts_with("iframe") && page.ends_with(".html") => Some(Target::Iframe),
+        [server, session, transport] if is_name(server) && is_name(session) => {
+            Some(Target::SockJs {
+                session_id: format!("{server}/{session}"),
+                action: Action::of(transport)?,
+            })
+        }
+        _ => None,
+    }
+}
+
 /// As SockJS wants it: neither empty nor with a dot, within reason.
 fn is_name(segment: &str) -> bool {
     const CHARS_MAX: usize = 64;
@@ -129,14 +165,34 @@ async fn answer(
             transport,
         } => match (method, &**transport) {
             (&Method::OPTIONS, _) => {
-                request.announce(session_id, transport);
-                preflight(&request.headers)
+                let asked = request.headers.get(ACCESS_CONTROL_REQUEST_HEADERS);
+                preflight("POST, OPTIONS", asked.cloned())
             }
             (&Method::POST, "xhr_streaming") => {
                 xhr::receive(&request, key, session_id, Vehicle::Stream).await
             }
             (&Method::POST, "xhr") => xhr::receive(&request, key, session_id, Vehicle::Poll).await,
-            (&Method::POST, _) => xhr::send(&request, session_id, body).await,
+            (&Method::POST, _) => xhr::send(&request, session_id, body, |text| text).await,
+            _ => wrong_method(),
+        },
+        Target::Info => match *method {
+            Method::GET => sockjs::info(),
+            Method::OPTIONS => preflight("OPTIONS, GET", None),
+            _ => wrong_method(),
+        },
+        Target::Iframe => match *method {
+            Method::GET => sockjs::iframe(&request.headers),
+            _ => wrong_method(),
+        },
+        Target::SockJs { session_id, action } => match (method, *action) {
+            (&Method::OPTIONS, _) => preflight("POST, OPTIONS", Some(sockjs::ALLOWED_HEADERS)),
+            (&Method::GET | &Method::POST, _) if action.is_post() != (method == Method::POST) => {
+                wrong_method()
+            }
+            (&Method::GET | &Method::POST, Action::Receive(receiver)) => {
+                sockjs::receive(&request, session_id, receiver).await
+            }
+            (&Method::POST, action) => sockjs::send(&request, session_id, action, body).await,
             _ => wrong_method(),
         },
         Target::Timeline {
@@ -157,49 +213,63 @@ fn wrong_method() -> Response {
 }
 
 impl Request {
-    /// The client's count of requests, where it tells it (7.2).
-    pub fn number(&self) -> Option<u64> {
-        let mut pairs = url::form_urlencoded::parse(self.query.as_bytes());
-        let (_, number) = pairs.find(|(name, _)| name == "n")?;
-        number.parse().ok()
+    /// How the client counts its requests, where it tells (7.2).
+    pub fn stamp(&self) -> Option<Stamp> {
+        /// JavaScript counts no further.
+        const NUMBER_MAX: u64 = (1 << 53) - 1;
+        let named = |wanted| pair(&self.query, wanted)?.parse::<u64>().ok();
+        let number = named("n").filter(|number| (1..=NUMBER_MAX).contains(number))?;
+        let ms = named("t").unwrap_or_default();
+        Some(Stamp { number, ms })
     }
 
-    fn announce(&self, session_id: &str, transport: &str) {
-        if transport == "xhr_send"
-            && let Some(number) = self.number()
-            && let Some(session) = self.fallback.sessions.find(session_id)
-        {
-            session.client.announce(number);
+    /// So that no session of the page waits for it.
+    pub fn brings_nothing(&self, session_id: &str) {
+        if let Some(stamp) = self.stamp() {
+            let browsers = &self.fallback.browsers;
+            browsers.stray(self.peer.address, &self.headers, session_id, stamp);
         }
     }
 }
 
-/// A page of another origin may ask for everything (7.2).
-pub fn preflight(request: &HeaderMap) -> Response {
+/// A value in a query or a form.
+pub fn pair<'q>(query: &'q str, wanted: &str) -> Option<Cow<'q, str>> {
+    let mut pairs = url::form_urlencoded::parse(query.as_bytes());
+    pairs.find_map(|(name, value)| (name == wanted).then_some(value))
+}
+
+/// A page of another origin may ask (7.2).
+fn preflight(methods: &'static str, allowed_headers: Option<HeaderValue>) -> Response {
     let mut response = Response::default();
     *response.status_mut() = StatusCode::NO_CONTENT;
     let headers = response.headers_mut();
     let mut set = |name: HeaderName, value| headers.insert(name, HeaderValue::from_static(value));
-    set(ACCESS_CONTROL_ALLOW_METHODS, "POST, OPTIONS");
+    set(ACCESS_CONTROL_ALLOW_METHODS, methods);
     set(ACCESS_CONTROL_MAX_AGE, "31536000");
-    if let Some(asked) = request.get(ACCESS_CONTROL_REQUEST_HEADERS) {
-        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, asked.clone());
+    if let Some(allowed) = allowed_headers {
+        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, allowed);
     }
     response
 }
 
 /// An answer that brings frames.
-pub fn receiving(body: String, content_type: &'static str) -> Response {
-    with_receiving_headers(Response::new(body.into()), content_type)
+pub fn receiving(body: String, framing: &Framing) -> Response {
+    with_receiving_headers(Response::new(body.into()), framing)
 }
 
-pub fn with_receiving_headers(mut response: Response, content_type: &'static str) -> Response {
+pub fn with_receiving_headers(mut response: Response, framing: &Framing) -> Response {
+    let content_type = match framing {
+        Framing::Lines | Framing::Jsonp(_) => JAVASCRIPT,
+        Framing::EventSource => "text/event-stream; charset=UTF-8",
+        Framing::Htmlfile(_) => "text/html; charset=UTF-8",
+    };
     let headers = response.headers_mut();
     for (name, value) in [
         (CONTENT_TYPE, content_type),
         (CACHE_CONTROL, UNCACHED),
         // nginx would collect what is to arrive at once.
         (HeaderName::from_static("x-accel-buffering"), "no"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
@@ -226,10 +296,20 @@ mod tests {
             ("/timeline/v2/jsonp/1", Some("a report")),
             ("/timeline/v2/script/1", None),
             ("/pusherx/app/k/7/abcdefgh/xhr", None),
+            ("/pusher/007/abcdefgh/eventsource", Some("007/abcdefgh")),
+            ("/pusher/007/abcdefgh/jsonp_send", Some("007/abcdefgh")),
+            ("/pusher/007/abcdefgh/websocket", None),
+            ("/pusher/007/a.b/xhr", None),
+            ("/007/abcdefgh/xhr", None),
+            ("/pusher/info", Some("info")),
+            ("/info", None),
+            ("/pusher/iframe-0.3.4.html", Some("iframe")),
             ("/apps/3/events", None),
         ] {
             let found = target(path).map(|target| match target {
-                Target::Xhr { session_id, .. } => session_id,
+                Target::Xhr { session_id, .. } | Target::SockJs { session_id, .. } => session_id,
+                Target::Info => "info".to_owned(),
+                Target::Iframe => "iframe".to_owned(),
                 Target::Timeline { .. } => "a report".to_owned(),
             });
             assert_eq!(found.as_deref(), session_id, "{path}");

@@ -2,8 +2,9 @@
 //!
 //! `handshake` decides whether a connection is accepted, `connection` what an accepted one may
 //! do, `close` and `refusal` hold every code and text with which it is refused. `websocket`
-//! carries it over a WebSocket. Over HTTP `http` has the URLs, `xhr` what their requests mean,
-//! `stream` the answers to them, `sessions` what is between requests, `inbox` their order;
+//! carries it over a WebSocket. Over HTTP `http` has the URLs, `xhr` and `sockjs` what their requests
+//! mean, `stream` the answers to them, `sessions` what is between requests, `inbox` their order, which
+//! `numbers` tells;
 //! `stats` is what pusher-js reports about itself.
 
 pub mod close;
@@ -12,8 +13,10 @@ mod encoding;
 mod handshake;
 mod http;
 mod inbox;
+mod numbers;
 mod refusal;
 mod sessions;
+mod sockjs;
 pub mod stats;
 mod stream;
 mod websocket;
@@ -41,4 +44,5 @@ pub struct Front {
     /// The protocol version of a client that names none; without it such a client is refused.
     pub assume_protocol: Option<u8>,
     pub outbox_bytes_max: usize,
+    pub http_sessions_max: usize,
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  (nothing) ──first request──► Open ──close──► Over ──5 s──► (gone)
-//!                                 └──client gone for 2 s or 3 s──► (gone)
+//!        └──of SockJS──► Unopened ─┴──client gone for 2 s or 3 s──► (gone)
 //! ```
 
 use std::collections::VecDeque;
@@ -16,14 +16,18 @@ use tokio::time::{Instant, sleep_until};
 
 use super::connection::Connection;
 use super::inbox::{Inbox, Next};
+use super::numbers::{Browsers, Numbers, Stamp};
+use super::sockjs::{self, Visitor};
 use super::stats::Stats;
 use super::{Front, close};
 use crate::hub::{Frame, Outbox};
+use crate::metrics::Page;
 use crate::transport::session::{
     Carrier, Earlier, Parted, Session, Sessions, TooManySessions, Vehicle,
 };
 use crate::transport::websocket::{Close, Conversation};
-use crate::wire::{pusher, sockjs};
+use crate::wire::pusher;
+use crate::wire::sockjs::quoted;
 
 /// How often sessions are looked through for those whose time is over.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -40,35 +44,43 @@ const BEAT: Duration = Duration::from_secs(12);
 pub const HOLD: Duration = Duration::from_secs(25);
 /// From so many requests of one session on they are answered when their messages are taken.
 const UNANSWERED_MAX: usize = 64;
-/// Sessions without requests take no file descriptor; this bounds them.
-const SESSIONS_MAX: usize = 100_000;
+/// While a lower number is waited for, how often to look whether another session got it.
+const LOOK_EVERY: Duration = Duration::from_millis(25);
 
 pub type ClientSession = Arc<Session<Client>>;
 
 /// The HTTP side of the Pusher front end.
 pub struct Fallback {
     pub front: Arc<Front>,
-    pub sessions: Sessions<Client>,
-    pub stats: Stats,
+    pub sessions: Arc<Sessions<Client>>,
+    pub stats: Arc<Stats>,
+    pub browsers: Arc<Browsers>,
 }
 
 /// What stands behind a session.
 pub struct Client {
     /// One message at a time.
     talk: tokio::sync::Mutex<Talk>,
+    /// Who says for which app a session of SockJS is.
+    visitor: OnceLock<Visitor>,
     /// How it was closed, and when.
     over: OnceLock<(Close, Instant)>,
     requests: Mutex<Requests>,
+    /// An empty array asks for one; SockJS only answers with it.
+    wants_pongs: bool,
     /// Something is in the inbox.
     arrived: Notify,
 }
 
-enum Talk {
+pub enum Talk {
+    /// The first message says for which app it is, until then or never.
+    Unopened {
+        by: Instant,
+    },
     Open(Box<Connection>),
     Over,
 }
 
-#[derive(Default)]
 struct Requests {
     inbox: Inbox,
     /// The number of the newest request that receives.
@@ -98,31 +110,53 @@ pub enum Taken {
 }
 
 impl Fallback {
-    pub fn start(front: Arc<Front>) -> Arc<Self> {
+    pub fn new(front: Arc<Front>) -> Self {
+        Self {
+            sessions: Arc::new(Sessions::new(front.http_sessions_max)),
+            front,
+            stats: Arc::default(),
+            browsers: Arc::default(),
+        }
+    }
+
+    /// Looks after the same sessions, with these settings.
+    pub fn behind(&self, front: Arc<Front>) -> Arc<Self> {
+        self.sessions.limit(front.http_sessions_max);
         let fallback = Arc::new(Self {
             front,
-            sessions: Sessions::new(SESSIONS_MAX),
-            stats: Stats::default(),
+            sessions: self.sessions.clone(),
+            stats: self.stats.clone(),
+            browsers: self.browsers.clone(),
         });
         tokio::spawn(sweep(Arc::downgrade(&fallback)));
         fallback
     }
 
-    /// The session of this id, or a new one with the connection that `open` makes. `Err` says how the client is
+    /// What can be told when somebody asks.
+    pub fn show(&self, page: &mut Page) {
+        page.gauge(
+            "raptor_http_sessions",
+            "Sessions of Pusher clients that come over HTTP.",
+            self.sessions.count() as f64,
+        );
+        self.stats.show(page);
+    }
+
+    /// The session of this id, or a new one with what `open` makes. `Err` says how the client is
     /// turned away.
     pub fn find_or_open(
         &self,
         id: &str,
-        open: impl FnOnce(&Arc<Outbox>) -> Result<Connection, Close>,
+        open: impl FnOnce(&Arc<Outbox>) -> Result<(Talk, Numbers), Close>,
     ) -> Result<ClientSession, Close> {
         let found = self.sessions.find_or_open(id, NEXT_REQUEST_WITHIN, || {
             let outbox = Arc::new(Outbox::new(self.front.outbox_bytes_max));
-            let connection = open(&outbox).map_err(Turned::Away)?;
-            Ok((outbox, Client::new(connection)))
+            let (talk, numbers) = open(&outbox).map_err(Turned::Away)?;
+            Ok((outbox, Client::new(talk, numbers)))
         });
         found.map_err(|turned| match turned {
             Turned::Away(close) => close,
-            Turned::NoRoom => close::close(close::OVER_CAPACITY),
+            Turned::NoRoom => close::close(close::TOO_MANY_SESSIONS),
         })
     }
 
@@ -131,14 +165,13 @@ impl Fallback {
     pub async fn receive(
         &self,
         session: &ClientSession,
-        number: Option<u64>,
+        stamp: Option<Stamp>,
         vehicle: Vehicle,
     ) -> Receiving {
-        const LOOK_EVERY: Duration = Duration::from_millis(50);
-        const LOOKS: usize = 20;
+        const LOOKS: usize = 40;
         session.touch();
         for _ in 0..LOOKS {
-            if let Some(receiving) = session.client.receive(session, number, vehicle) {
+            if let Some(receiving) = session.client.receive(session, stamp, vehicle) {
                 return receiving;
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -148,25 +181,30 @@ impl Fallback {
 
     /// Takes what a client sends. Returns before it is done, unless much is waiting: a browser has
     /// few connections, and the request that this one waits for needs one of them.
-    pub async fn send(&self, session: &ClientSession, number: Option<u64>, messages: Vec<String>) {
+    pub async fn send(&self, session: &ClientSession, stamp: Option<Stamp>, messages: Vec<String>) {
         session.touch();
         let client = &session.client;
         let are_many_waiting = {
             let mut requests = client.requests();
-            if number.is_some_and(|number| requests.inbox.has_seen(number, Instant::now())) {
+            if stamp.is_some_and(|stamp| requests.inbox.has_seen(stamp, Instant::now())) {
                 return;
             }
             // It answers what it received; an empty array is how it answers a heartbeat.
             if !std::mem::replace(&mut requests.is_open, true) || messages.is_empty() {
                 session.stream_arrives();
             }
+            if messages.is_empty() {
+                drop(requests);
+                return client.is_asked(session);
+            }
+            let number = stamp.map(|stamp| stamp.number);
             requests.inbox.put(number, messages);
             requests.inbox.waiting() > UNANSWERED_MAX
         };
         client.arrived.notify_one();
         let session = session.clone();
-        let bytes_max = self.front.websocket.inbound_message_bytes_max;
-        let taken = tokio::spawn(async move { session.client.take_in(&session, bytes_max).await });
+        let front = self.front.clone();
+        let taken = tokio::spawn(async move { session.client.take_in(&session, &front).await });
         if are_many_waiting {
             // It does not panic, and nobody stops it.
             let _ = taken.await;
@@ -223,6 +261,7 @@ impl Fallback {
         for session in self.sessions.all() {
             self.look_after(&session, now);
         }
+        self.browsers.sweep(now);
     }
 
     fn look_after(&self, session: &ClientSession, now: Instant) {
@@ -231,7 +270,9 @@ impl Fallback {
             Some(idle) if idle.answered => NEXT_REQUEST_WITHIN,
             _ => REPETITION_WITHIN,
         };
-        let is_gone = idle.is_some_and(|idle| now >= idle.since + patience);
+        // What it sent last may still wait for what it sent before.
+        let has_sent = session.client.requests().inbox.waiting() > 0;
+        let is_gone = idle.is_some_and(|idle| now >= idle.since + patience) && !has_sent;
         let was_told = (session.client.over.get()).is_some_and(|(_, at)| now >= *at + OVER_FOR);
         if is_gone || was_told && idle.is_some() {
             self.sessions.end(session);
@@ -267,13 +308,24 @@ impl From<TooManySessions> for Turned {
 }
 
 impl Client {
-    fn new(connection: Connection) -> Self {
+    fn new(talk: Talk, numbers: Numbers) -> Self {
         Self {
-            talk: tokio::sync::Mutex::new(Talk::Open(Box::new(connection))),
+            wants_pongs: matches!(talk, Talk::Open(_)),
+            talk: tokio::sync::Mutex::new(talk),
+            visitor: OnceLock::new(),
             over: OnceLock::new(),
-            requests: Mutex::default(),
+            requests: Mutex::new(Requests {
+                inbox: Inbox::new(numbers),
+                receiving: None,
+                is_open: false,
+            }),
             arrived: Notify::new(),
         }
+    }
+
+    /// The first one counts.
+    pub fn introduce(&self, visitor: Visitor) {
+        let _ = self.visitor.set(visitor);
     }
 
     /// How it was closed.
@@ -281,20 +333,16 @@ impl Client {
         self.over.get().map(|(close, _)| close.clone())
     }
 
-    /// A preflight says that messages are about to come.
-    pub fn announce(&self, number: u64) {
-        self.requests().inbox.announce(number, Instant::now());
-    }
-
     /// `None` while it may turn out that this repeats a request that is dead.
     fn receive(
         &self,
         session: &ClientSession,
-        number: Option<u64>,
+        stamp: Option<Stamp>,
         vehicle: Vehicle,
     ) -> Option<Receiving> {
         let mut requests = self.requests();
         let before = requests.receiving;
+        let number = stamp.map(|stamp| stamp.number);
         let earlier = match (number, before) {
             (Some(number), Some(before)) if number < before => return Some(Receiving::Refused),
             (Some(number), Some(before)) if number == before => {
@@ -307,9 +355,9 @@ impl Client {
             (Some(_), None) => Earlier::Lost,
             (None, _) => Earlier::Unknown,
         };
-        if let Some(number) = number {
-            requests.inbox.has_seen(number, Instant::now());
-            requests.receiving = Some(number);
+        if let Some(stamp) = stamp {
+            requests.inbox.has_seen(stamp, Instant::now());
+            requests.receiving = number;
         }
         // It would not ask for more if it had not been told that there is a session.
         requests.is_open |= earlier == Earlier::Received;
@@ -320,13 +368,13 @@ impl Client {
     }
 
     /// Takes what is in the inbox, in its order, and whatever comes meanwhile.
-    async fn take_in(&self, session: &ClientSession, message_bytes_max: usize) {
+    async fn take_in(&self, session: &ClientSession, front: &Arc<Front>) {
         let mut talk = self.talk.lock().await;
         loop {
             let next = self.requests().inbox.take(Instant::now());
             match next {
                 Next::Messages(messages) => {
-                    let taken = talk.take_in(session, messages, message_bytes_max).await;
+                    let taken = talk.take_in(session, front, messages).await;
                     if let Err(close) = taken {
                         *talk = Talk::Over;
                         self.end_with(session, close);
@@ -335,7 +383,7 @@ impl Client {
                 Next::Wait(until) => {
                     tokio::select! {
                         () = self.arrived.notified() => {}
-                        () = sleep_until(until) => {}
+                        () = sleep_until(until.min(Instant::now() + LOOK_EVERY)) => {}
                     }
                 }
                 Next::Nothing => return,
@@ -350,6 +398,14 @@ impl Client {
         is_new
     }
 
+    /// Whether we are there, as `pusher:ping` does over a WebSocket (7.5). That needs no order.
+    fn is_asked(&self, session: &ClientSession) {
+        if self.wants_pongs {
+            let pong = quoted(&pusher::pong());
+            session.outbox.push(pong.into());
+        }
+    }
+
     fn requests(&self) -> MutexGuard<'_, Requests> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -359,19 +415,19 @@ impl Talk {
     async fn take_in(
         &mut self,
         session: &ClientSession,
+        front: &Arc<Front>,
         messages: Vec<String>,
-        message_bytes_max: usize,
     ) -> Result<(), Close> {
-        // Asks whether we are there, as `pusher:ping` does over a WebSocket (7.5).
-        if let (Self::Open(_), true) = (&self, messages.is_empty()) {
-            let pong = sockjs::quoted(&pusher::pong());
-            session.outbox.push(pong.into());
-        }
         for message in messages {
-            if message.len() > message_bytes_max {
+            if message.len() > front.websocket.inbound_message_bytes_max {
                 return Err(Close::plain(1009, "Message too large"));
             }
             match self {
+                Self::Unopened { .. } => {
+                    let visitor = session.client.visitor.get();
+                    let opened = sockjs::open(front, visitor, &message, &session.outbox)?;
+                    *self = Self::Open(Box::new(opened));
+                }
                 Self::Open(connection) => connection.on_text(&message).await?,
                 Self::Over => return Ok(()),
             }
@@ -384,6 +440,7 @@ impl Talk {
             Self::Open(connection) if connection.deadline().is_some_and(|due| due <= now) => {
                 connection.on_deadline()
             }
+            Self::Unopened { by } if *by <= now => Err(close::close(close::NO_PATH_IN_TIME)),
             _ => Ok(()),
         }
     }

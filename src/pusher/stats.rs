@@ -10,13 +10,12 @@ use warp::http::StatusCode;
 use warp::http::header::{CONTENT_TYPE, HeaderValue};
 use warp::reply::Response;
 
-use super::http::JAVASCRIPT;
+use super::http::{JAVASCRIPT, pair};
+use crate::metrics::Page;
 use crate::transport::http::{json, text};
 
-/// Further versions are counted as one. Everybody can make some up.
-const VERSIONS_MAX: usize = 64;
-const VERSION_CHARS_MAX: usize = 32;
-const OTHER: &str = "other";
+/// Higher ones are made up.
+const MAJOR_MAX: u8 = 20;
 
 /// How a report comes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -36,26 +35,26 @@ impl ReportTransport {
     }
 }
 
-/// Reports by transport and version of pusher-js.
+/// Reports by transport and major version of pusher-js, where it is one.
 #[derive(Default)]
-pub struct Stats(Mutex<BTreeMap<(ReportTransport, String), u64>>);
+pub struct Stats(Mutex<BTreeMap<(ReportTransport, Option<u8>), u64>>);
 
 impl Stats {
-    pub fn counts(&self) -> Vec<((ReportTransport, String), u64)> {
+    pub fn show(&self, page: &mut Page) {
+        let name = "raptor_pusher_js_reports_total";
+        let help = "Reports of pusher-js about itself, by how they came and its major version.";
+        page.family(name, "counter", help);
         let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        counts
-            .iter()
-            .map(|(of, count)| (of.clone(), *count))
-            .collect()
+        for ((transport, major), count) in counts.iter() {
+            let version = major.map_or("other".to_owned(), |major| major.to_string());
+            let labels = [("transport", transport.name()), ("version", &*version)];
+            page.sample(name, &labels, *count as f64);
+        }
     }
 
-    fn count(&self, transport: ReportTransport, version: Option<String>) {
+    fn count(&self, transport: ReportTransport, major: Option<u8>) {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut of = (transport, version.unwrap_or_else(|| OTHER.to_owned()));
-        if !counts.contains_key(&of) && counts.len() >= VERSIONS_MAX {
-            of.1 = OTHER.to_owned();
-        }
-        *counts.entry(of).or_default() += 1;
+        *counts.entry((transport, major)).or_default() += 1;
     }
 
     /// `receiver`: the last segment of the path, which a script has to call.
@@ -64,7 +63,7 @@ impl Stats {
         if !is_number || receiver.len() > 10 {
             return text(StatusCode::NOT_FOUND, "NOT FOUND");
         }
-        self.count(transport, version(query));
+        self.count(transport, major_version(query));
         match transport {
             ReportTransport::Jsonp => {
                 let script = format!("Pusher.ScriptReceivers[{receiver}](null, {{}});");
@@ -79,54 +78,62 @@ impl Stats {
 }
 
 /// Every value of a report is in base64.
-fn version(query: &str) -> Option<String> {
-    let mut pairs = url::form_urlencoded::parse(query.as_bytes());
-    let (_, given) = pairs.find(|(name, _)| name == "version")?;
+fn major_version(query: &str) -> Option<u8> {
+    let given = pair(query, "version")?;
     let version = String::from_utf8(STANDARD.decode(given.as_bytes()).ok()?).ok()?;
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_+ ".contains(&byte);
-    let is_version = !version.is_empty() && version.len() <= VERSION_CHARS_MAX;
-    (is_version && version.bytes().all(is_plain)).then_some(version)
+    let (major, _) = version.split_once('.')?;
+    let major: u8 = major.parse().ok()?;
+    (1..=MAJOR_MAX).contains(&major).then_some(major)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn shown(stats: &Stats) -> Vec<String> {
+        let mut page = Page::default();
+        stats.show(&mut page);
+        let text = page.into_text();
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        samples.map(str::to_owned).collect()
+    }
+
+    fn version(text: &str) -> String {
+        format!("session=MQ%3D%3D&version={}", STANDARD.encode(text))
+    }
+
     #[test]
-    fn reports_are_counted_by_transport_and_version() {
+    fn reports_are_counted_by_transport_and_major_version() {
         let stats = Stats::default();
-        let report = |transport, query: &str| stats.answer(transport, "1", query).status();
         for (transport, query) in [
-            (
-                ReportTransport::Jsonp,
-                "session=MQ%3D%3D&version=OC42LjA%3D",
-            ),
-            (ReportTransport::Jsonp, "version=OC42LjA%3D"),
-            (ReportTransport::Xhr, "version=OC42LjA%3D"),
-            (ReportTransport::Xhr, "version=%22"),
-            (ReportTransport::Xhr, ""),
+            (ReportTransport::Jsonp, version("8.6.0")),
+            (ReportTransport::Jsonp, version("8.4.0-rc2")),
+            (ReportTransport::Xhr, version("4.4.0")),
+            (ReportTransport::Xhr, "version=%22".to_owned()),
+            (ReportTransport::Xhr, String::new()),
         ] {
-            assert_eq!(report(transport, query), StatusCode::OK);
+            let answer = stats.answer(transport, "1", &query);
+            assert_eq!(answer.status(), StatusCode::OK);
         }
-        let counts = stats.counts();
-        let counts = counts.iter().map(|((t, v), n)| (t.name(), v.as_str(), *n));
-        let counts: Vec<_> = counts.collect();
+        let name = "raptor_pusher_js_reports_total";
         let expected = [
-            ("jsonp", "8.6.0", 2),
-            ("xhr", "8.6.0", 1),
-            ("xhr", "other", 2),
+            r#"{transport="jsonp",version="8"} 2"#,
+            r#"{transport="xhr",version="other"} 2"#,
+            r#"{transport="xhr",version="4"} 1"#,
         ];
-        assert_eq!(counts, expected);
+        assert_eq!(
+            shown(&stats),
+            expected.map(|sample| format!("{name}{sample}"))
+        );
     }
 
     #[test]
     fn made_up_versions_and_receivers_cost_nothing() {
         let stats = Stats::default();
         for n in 0..1000 {
-            let version = STANDARD.encode(format!("{n}"));
-            stats.answer(ReportTransport::Xhr, "2", &format!("version={version}"));
+            stats.answer(ReportTransport::Xhr, "2", &version(&format!("{n}.0.{n}")));
         }
-        assert_eq!(stats.counts().len(), VERSIONS_MAX + 1);
+        assert_eq!(shown(&stats).len(), usize::from(MAJOR_MAX) + 1);
         for receiver in ["", "a", "1]", "-1", "12345678901"] {
             let refused = stats.answer(ReportTransport::Jsonp, receiver, "");
             assert_eq!(refused.status(), StatusCode::NOT_FOUND);

@@ -11,6 +11,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::Stream;
@@ -22,7 +23,7 @@ use crate::hub::Frame;
 use crate::transport::receipt::{self, Receipts};
 use crate::transport::session::Carrier;
 use crate::transport::websocket::Close;
-use crate::wire::sockjs::{self, HEARTBEAT, NOTHING, OPEN, line};
+use crate::wire::sockjs::{self, Framing, HEARTBEAT, NOTHING, OPEN};
 
 /// What SockJS says to a request in whose place another has come (7.6).
 pub const ANOTHER_CONNECTION: (u16, &str) = (2010, "Another connection still open");
@@ -35,14 +36,23 @@ pub struct Answer {
     /// In units of UTF-16: it ends with the frame that takes it past so many.
     pub units_max: usize,
     pub receipts: Receipts,
+    pub framing: Framing,
 }
 
 impl Answer {
-    /// Waits for something to say, but not for ever.
+    /// Waits for something to say, but not for ever; what opens the session waits for nothing.
     pub async fn poll(self) -> Response {
+        let framing = self.framing.clone();
         let opening = match self.opens {
-            true => line(OPEN),
+            true => framing.frame(OPEN),
             false => String::new(),
+        };
+        if self.opens && framing.is_single() {
+            return self.answered(opening);
+        }
+        let hold = match self.opens {
+            true => Duration::ZERO,
+            false => HOLD,
         };
         let measure = Measure {
             used: sockjs::units(&opening),
@@ -53,11 +63,12 @@ impl Answer {
             let mut is_enough = measure.is_enough();
             Fallback::poll_take(&self.carrier, cx, &mut batch, |frame| is_enough(frame))
         });
-        let frames = match timeout(HOLD, taken).await {
-            Ok(Taken::Messages) => line(&array(&batch)),
-            Ok(Taken::Close(close)) => farewell(&close),
-            Ok(Taken::Superseded) => superseded(),
-            Err(_) => line(HEARTBEAT),
+        let frames = match timeout(hold, taken).await {
+            Ok(Taken::Messages) => framing.frame(&array(&batch)),
+            Ok(Taken::Close(close)) => farewell(&framing, &close),
+            Ok(Taken::Superseded) => superseded(&framing),
+            Err(_) if self.opens => String::new(),
+            Err(_) => framing.frame(HEARTBEAT),
         };
         self.answered(opening + &frames)
     }
@@ -65,15 +76,16 @@ impl Answer {
     fn answered(self, body: String) -> Response {
         let carrier = self.carrier;
         receipt::answer(body.into(), &self.receipts, |receipts| {
+            carrier.writes_by(receipts);
             receipts.when_written(move || carrier.answered());
         })
     }
 
-    /// Begins with `prelude` and then says whatever there is to say.
-    pub fn stream(self, prelude: &str, fallback: Arc<Fallback>) -> Response {
-        let mut head = prelude.to_owned();
+    /// Begins with the prelude and then says whatever there is to say.
+    pub fn stream(self, fallback: Arc<Fallback>) -> Response {
+        let mut head = self.framing.prelude();
         if self.opens {
-            head.push_str(&line(OPEN));
+            head.push_str(&self.framing.frame(OPEN));
         }
         let mut beats = interval(fallback.beat());
         beats.reset();
@@ -85,6 +97,7 @@ impl Answer {
             head: Some(head.into()),
             carrier: Arc::new(self.carrier),
             receipts: self.receipts,
+            framing: self.framing,
             fallback,
             beats,
             is_quiet: true,
@@ -99,6 +112,7 @@ struct Body {
     head: Option<Bytes>,
     carrier: Arc<Carrier<Client>>,
     receipts: Receipts,
+    framing: Framing,
     fallback: Arc<Fallback>,
     beats: Interval,
     /// Nothing was written since the last beat.
@@ -124,24 +138,24 @@ impl Stream for Body {
         let taken = Fallback::poll_take(&this.carrier, cx, &mut this.batch, |f| is_enough(f));
         let text = match taken {
             Poll::Ready(Taken::Messages) => {
-                let text = line(&array(&this.batch));
+                let text = this.framing.frame(&array(&this.batch));
                 this.batch.clear();
                 text
             }
             Poll::Ready(Taken::Close(close)) => {
                 this.has_ended = true;
-                farewell(&close)
+                farewell(&this.framing, &close)
             }
             Poll::Ready(Taken::Superseded) => {
                 this.has_ended = true;
-                superseded()
+                superseded(&this.framing)
             }
             Poll::Pending => loop {
                 if this.beats.poll_tick(cx).is_pending() {
                     return Poll::Pending;
                 }
                 if let Some(sign) = this.sign_of_life() {
-                    break line(sign);
+                    break this.framing.frame(sign);
                 }
                 this.is_quiet = true;
             },
@@ -150,6 +164,7 @@ impl Stream for Body {
         this.measure.used += sockjs::units(&text);
         this.has_ended |= this.measure.is_full();
         let (carrier, has_ended) = (this.carrier.clone(), this.has_ended);
+        carrier.writes_by(&this.receipts);
         this.receipts.when_written(move || {
             if has_ended {
                 return carrier.answered();
@@ -199,18 +214,19 @@ fn array(batch: &VecDeque<Frame>) -> String {
 }
 
 /// The error event, for whoever reads only events, then the close (7.6).
-pub fn farewell(close: &Close) -> String {
-    let last_words = close.last_words.as_ref().map(|frame| {
+pub fn farewell(framing: &Framing, close: &Close) -> String {
+    let last_words = (close.last_words.as_ref()).filter(|_| !framing.is_single());
+    let last_words = last_words.map(|frame| {
         let message = sockjs::quoted(frame.as_str());
-        line(&sockjs::array(std::iter::once(message.as_str())))
+        framing.frame(&sockjs::array(std::iter::once(message.as_str())))
     });
     let frame = sockjs::close(close.code, &close.reason);
-    last_words.unwrap_or_default() + &line(&frame)
+    last_words.unwrap_or_default() + &framing.frame(&frame)
 }
 
-pub fn superseded() -> String {
+pub fn superseded(framing: &Framing) -> String {
     let (code, reason) = ANOTHER_CONNECTION;
-    line(&sockjs::close(code, reason))
+    framing.frame(&sockjs::close(code, reason))
 }
 
 #[cfg(test)]
@@ -238,7 +254,7 @@ mod tests {
                 None => frames.to_vec(),
             };
             assert_eq!(taken.len(), messages, "{units_max}");
-            let text = line(&array(&taken.clone().into()));
+            let text = Framing::Lines.frame(&array(&taken.clone().into()));
             let units = 4 + sockjs::units(&text);
             assert_eq!(units > units_max, units_max < 23, "{units_max}");
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use hyper::upgrade::OnUpgrade;
 use warp::http::HeaderMap;
+use warp::http::header::ORIGIN;
 use warp::reply::Response;
 
 use super::Front;
@@ -29,7 +30,7 @@ pub fn app_path(
     on_upgrade: Option<OnUpgrade>,
 ) -> Response {
     let key = percent_decode(key);
-    let checked = handshake::check(&front, &key, query, headers, peer);
+    let checked = handshake::check(&front, &key, query, headers.get(ORIGIN), peer);
     upgrade(front, headers, on_upgrade, move |front, outbox| {
         let connection = Connection::open(front, checked?, outbox, &WEBSOCKET)?;
         let (app, socket_id) = connection.id();

@@ -6,21 +6,24 @@ use std::sync::Arc;
 use bytes::Buf;
 use futures_util::Stream;
 use warp::http::StatusCode;
-use warp::http::header::{CONTENT_TYPE, HeaderValue};
+use warp::http::header::{CONTENT_TYPE, HeaderValue, ORIGIN};
 use warp::reply::Response;
 
+use super::Front;
 use super::connection::Connection;
 use super::encoding::HTTP;
 use super::handshake;
-use super::http::{JAVASCRIPT, Request, receiving};
-use super::sessions::{Fallback, Receiving};
+use super::http::{Request, receiving, with_receiving_headers};
+use super::sessions::{ClientSession, Fallback, Receiving, Talk};
 use super::stream::{Answer, farewell, superseded};
 use crate::audit;
 use crate::auth::percent_decode;
+use crate::hub::Outbox;
 use crate::transport::http::{BodyError, read_body};
+use crate::transport::peer::Peer;
 use crate::transport::session::Vehicle;
 use crate::transport::websocket::Close;
-use crate::wire::sockjs::{self, ANSWER_UNITS_MAX, OPEN, PRELUDE_BYTES, line};
+use crate::wire::sockjs::{self, ANSWER_UNITS_MAX, Framing, OPEN};
 
 /// `xhr_streaming` and `xhr`: brings what there is for the client. The first such request of a
 /// session opens it.
@@ -33,54 +36,82 @@ pub async fn receive(request: &Request, key: &str, session_id: &str, vehicle: Ve
             peer,
             ..
         } = request;
-        let front = fallback.front.clone();
-        let app = handshake::check(&front, &percent_decode(key), query, headers, *peer)?;
-        let connection = Connection::open(front, app, outbox.clone(), &HTTP)?;
-        let (app, socket_id) = connection.id();
-        audit::connected(app, socket_id, peer.address);
-        Ok(connection)
+        let (key, origin) = (percent_decode(key), headers.get(ORIGIN));
+        let connection = connect(&fallback.front, &key, query, origin, *peer, outbox)?;
+        let numbers = (fallback.browsers).numbers(peer.address, headers, session_id);
+        Ok((Talk::Open(Box::new(connection)), numbers))
     });
-    let session = match opened {
-        Ok(session) => session,
-        Err(close) => return refused(&close),
-    };
-    let number = request.number();
-    let (carrier, opens) = match fallback.receive(&session, number, vehicle).await {
+    match opened {
+        Ok(session) => answer(request, &session, vehicle, Framing::Lines).await,
+        Err(close) => {
+            request.brings_nothing(session_id);
+            refused(&close, &Framing::Lines)
+        }
+    }
+}
+
+/// A connection that is carried over HTTP.
+pub fn connect(
+    front: &Arc<Front>,
+    key: &str,
+    query: &str,
+    origin: Option<&HeaderValue>,
+    peer: Peer,
+    outbox: &Arc<Outbox>,
+) -> Result<Connection, Close> {
+    let app = handshake::check(front, key, query, origin, peer)?;
+    let connection = Connection::open(front.clone(), app, outbox.clone(), &HTTP)?;
+    let (app, socket_id) = connection.id();
+    audit::connected(app, socket_id, peer.address);
+    Ok(connection)
+}
+
+/// Brings what there is for the client of a session.
+pub async fn answer(
+    request: &Request,
+    session: &ClientSession,
+    vehicle: Vehicle,
+    framing: Framing,
+) -> Response {
+    let fallback = &request.fallback;
+    let received = fallback.receive(session, request.stamp(), vehicle).await;
+    let (carrier, opens) = match received {
         Receiving::Carrier { carrier, opens } => (carrier, opens),
-        Receiving::Refused => return receiving(superseded(), JAVASCRIPT),
+        Receiving::Refused => return receiving(superseded(&framing), &framing),
     };
     let answer = Answer {
         carrier,
         opens,
         units_max: ANSWER_UNITS_MAX,
         receipts: request.receipts.clone(),
+        framing: framing.clone(),
     };
     let response = match vehicle {
-        Vehicle::Stream => answer.stream(&prelude(), fallback.clone()),
+        Vehicle::Stream => answer.stream(fallback.clone()),
         Vehicle::Poll | Vehicle::Socket => answer.poll().await,
     };
-    super::http::with_receiving_headers(response, JAVASCRIPT)
-}
-
-/// A line that old browsers and buffering proxies want to see before they pass on anything.
-fn prelude() -> String {
-    sockjs::HEARTBEAT.repeat(PRELUDE_BYTES) + "\n"
+    with_receiving_headers(response, &framing)
 }
 
 /// All in one answer, so that nothing has to be remembered for the next.
-fn refused(close: &Close) -> Response {
+pub fn refused(close: &Close, framing: &Framing) -> Response {
     tracing::debug!(code = close.code, "connection refused");
-    receiving(line(OPEN) + &farewell(close), JAVASCRIPT)
+    let opening = match framing.is_single() {
+        true => String::new(),
+        false => framing.frame(OPEN),
+    };
+    receiving(opening + &farewell(framing, close), framing)
 }
 
 /// `xhr_send`: an array of messages, each as it would be sent over a WebSocket. The client looks
-/// at nothing of the answer.
+/// at nothing of the answer. `read` finds the array in the body.
 pub async fn send(
     request: &Request,
     session_id: &str,
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+    read: impl FnOnce(String) -> String,
 ) -> Response {
-    match take(request, session_id, body).await {
+    match take(request, session_id, body, read).await {
         Ok(()) => {
             let mut response = Response::default();
             *response.status_mut() = StatusCode::NO_CONTENT;
@@ -97,8 +128,10 @@ async fn take(
     request: &Request,
     session_id: &str,
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+    read: impl FnOnce(String) -> String,
 ) -> Result<(), Box<Response>> {
     let refusal = |status, message: &str| {
+        request.brings_nothing(session_id);
         let response = crate::transport::http::text(status, message);
         Err(Box::new(response))
     };
@@ -119,12 +152,12 @@ async fn take(
         }
     };
     let messages = match String::from_utf8(body) {
-        Ok(text) => sockjs::messages(&text),
+        Ok(text) => sockjs::messages(&read(text)),
         Err(_) => Err(sockjs::Unreadable::Broken),
     };
     match messages {
         Ok(messages) => {
-            fallback.send(&session, request.number(), messages).await;
+            fallback.send(&session, request.stamp(), messages).await;
             Ok(())
         }
         Err(why) => refusal(StatusCode::INTERNAL_SERVER_ERROR, why.text()),

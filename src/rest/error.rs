@@ -23,6 +23,8 @@ pub enum ApiError {
     UnknownApp,
     Unauthorized(AuthError),
     AppDisabled,
+    /// Callers must show a client certificate, and this one did not.
+    NoClientCertificate,
 
     InvalidJson,
     MissingParameter(&'static str),
@@ -93,7 +95,7 @@ impl ApiError {
             Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::UnknownApp => StatusCode::NOT_FOUND,
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
-            Self::AppDisabled => StatusCode::FORBIDDEN,
+            Self::AppDisabled | Self::NoClientCertificate => StatusCode::FORBIDDEN,
             Self::TooManyEvents { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             _ => StatusCode::BAD_REQUEST,
@@ -111,6 +113,7 @@ impl fmt::Display for ApiError {
             Self::UnknownApp => f.write_str("Unknown app"),
             Self::Unauthorized(why) => why.fmt(f),
             Self::AppDisabled => f.write_str("App disabled"),
+            Self::NoClientCertificate => f.write_str("Client certificate required"),
 
             Self::InvalidJson => f.write_str("Invalid JSON"),
             Self::MissingParameter(name) => write!(f, "Missing required parameter: {name}"),

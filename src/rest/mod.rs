@@ -27,6 +27,8 @@ pub struct Front {
     pub broker: Arc<Broker>,
     pub apps: Arc<AppRegistry>,
     pub request_body_bytes_max: usize,
+    /// Whoever calls must have shown one over TLS, beside its signature.
+    pub wants_client_certificate: bool,
 }
 
 /// Finishes the work even if the sender hangs up meanwhile and the request is dropped: an event

@@ -39,7 +39,7 @@ pub struct Request {
     path: FullPath,
     query: String,
     body: Result<Vec<u8>, ApiError>,
-    address: Option<IpAddr>,
+    peer: Option<Peer>,
 }
 
 /// What an app is known to have asked for.
@@ -75,7 +75,7 @@ pub fn request(
                     path,
                     query,
                     body: body.map_err(ApiError::from),
-                    address: peer.map(|peer| peer.address),
+                    peer,
                 }
             }
         })
@@ -113,8 +113,13 @@ impl Request {
             .ok_or(ApiError::MethodNotAllowed(names))
     }
 
-    fn of(self, app: Arc<App>) -> Result<Call, ApiError> {
-        let body = self.body?;
+    fn of(mut self, app: Arc<App>) -> Result<Call, ApiError> {
+        if self.front.wants_client_certificate && !self.peer.is_some_and(|peer| peer.certified) {
+            REFUSALS.count(Limit::ClientCertificate);
+            self.note_refused(&app, "client_certificate");
+            return Err(ApiError::NoClientCertificate);
+        }
+        let body = std::mem::replace(&mut self.body, Ok(Vec::new()))?;
         let signed = SignedRequest {
             method: self.method.as_str(),
             path: self.path.as_str(),
@@ -126,15 +131,7 @@ impl Request {
         });
         let parameters = verified.inspect_err(|error| {
             REFUSALS.count(Limit::Signature);
-            let mut parameters = url::form_urlencoded::parse(self.query.as_bytes());
-            let key = parameters.find(|(name, _)| name.eq_ignore_ascii_case("auth_key"));
-            let key = key.map_or_else(Default::default, |(_, key)| abridged(&key));
-            let caller = Caller {
-                app: &app.id,
-                key: &key,
-                address: self.address,
-            };
-            caller.refused(error.kind());
+            self.note_refused(&app, error.kind());
         })?;
         if !app.enabled {
             return Err(ApiError::AppDisabled);
@@ -144,8 +141,20 @@ impl Request {
             app,
             parameters,
             body,
-            address: self.address,
+            address: self.peer.map(|peer| peer.address),
         })
+    }
+
+    fn note_refused(&self, app: &App, why: &str) {
+        let mut parameters = url::form_urlencoded::parse(self.query.as_bytes());
+        let key = parameters.find(|(name, _)| name.eq_ignore_ascii_case("auth_key"));
+        let key = key.map_or_else(Default::default, |(_, key)| abridged(&key));
+        let caller = Caller {
+            app: &app.id,
+            key: &key,
+            address: self.peer.map(|peer| peer.address),
+        };
+        caller.refused(why);
     }
 }
 

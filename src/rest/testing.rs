@@ -104,6 +104,7 @@ impl Api {
             broker: Broker::new(hub, backend, facts, ids),
             apps: Arc::new(AppRegistry::new(apps)),
             request_body_bytes_max: BODY_BYTES_MAX,
+            wants_client_certificate: false,
         });
         let routes = table(front.clone(), || NOW_SECS).boxed();
         Self { front, routes }

@@ -2,56 +2,105 @@
 
 use std::sync::Arc;
 
+use super::http::Serving;
+use super::live::Live;
 use super::tls::{self, Certificate};
-use crate::apps::AppRegistry;
-use crate::config::{Config, ServerSettings};
+use super::{Rooms, ServerSettings};
+use crate::config::{Config, LogSettings};
 
 /// Hands a new configuration to a running server.
 #[derive(Clone)]
 pub struct Reloader {
-    pub(super) apps: Arc<AppRegistry>,
+    pub(super) rooms: Arc<Rooms>,
+    pub(super) serving: Arc<Live<Serving>>,
     pub(super) certificate: Option<Certificate>,
     pub(super) started_with: Arc<StartedWith>,
 }
 
 /// What stays as it was at the start.
 pub(super) struct StartedWith {
-    pub server: ServerSettings,
-    pub bayeux: String,
-    pub webhooks: String,
+    server: ServerSettings,
+    log: LogSettings,
+    webhooks: crate::webhooks::Settings,
+    redis: Option<crate::backend::redis::Settings>,
 }
 
 impl StartedWith {
     pub fn of(config: &Config) -> Self {
         Self {
             server: config.server.clone(),
-            bayeux: format!("{:?}", config.bayeux),
-            webhooks: format!("{:?}", config.webhooks),
+            log: config.log.clone(),
+            webhooks: config.webhooks.clone(),
+            redis: config.redis.clone(),
         }
+    }
+
+    /// What a new configuration says in vain.
+    fn differs_in(&self, config: &Config) -> Vec<&'static str> {
+        let (before, now) = (&self.server, &config.server);
+        let listener = |settings: &ServerSettings| {
+            let tls = settings.tls.as_ref();
+            (
+                (settings.listen, settings.proxy_protocol),
+                tls.map(|tls| (tls.listen, tls.proxy_protocol)),
+                settings.unix.clone(),
+                settings.metrics_listen,
+            )
+        };
+        let (log, log_now) = (&self.log, &config.log);
+        [
+            (
+                listener(before) != listener(now),
+                "where and how the server listens",
+            ),
+            (
+                (log.format, &log.audit) != (log_now.format, &log_now.audit),
+                "the format of the log or where the audit log goes",
+            ),
+            (
+                self.webhooks != config.webhooks,
+                "[webhooks] or [[apps.webhooks]]",
+            ),
+            (self.redis != config.redis, "[redis]"),
+        ]
+        .into_iter()
+        .filter_map(|(differs, what)| differs.then_some(what))
+        .collect()
     }
 }
 
 impl Reloader {
-    /// Takes over the apps with their keys, switches, origins and limits. Connections that are
-    /// open go by them from their next message on. New TLS connections get the certificate that
-    /// is in its file now. Returns what else is different and waits for a restart; `Err` says why
-    /// nothing was taken over.
+    /// Takes over apps and all settings but those of listeners. Connections that are open go by
+    /// them from their next message or request on; but the time-outs and sizes of a WebSocket stay
+    /// what they were when it was opened. New TLS connections get the certificate that is in its
+    /// file now. Returns what else is different and waits for a restart; `Err` says why nothing was
+    /// taken over.
     pub fn reload(&self, config: Config) -> Result<Vec<&'static str>, String> {
-        if let (Some(certificate), Some(settings)) = (&self.certificate, &config.server.tls) {
-            certificate.replace(tls::load(settings)?);
+        let certificate = match (&self.certificate, &config.server.tls) {
+            (Some(certificate), Some(settings)) => {
+                let prepared = tls::prepare(settings).map_err(|problem| problem.to_string())?;
+                Some((certificate, prepared))
+            }
+            _ => None,
+        };
+        (self.rooms.bayeux)
+            .reload(config.bayeux.clone(), config.server.write_timeout)
+            .map_err(|error| error.to_string())?;
+        // From here on nothing can fail.
+        if let Some((certificate, prepared)) = certificate {
+            certificate.replace(prepared);
         }
-        let now = StartedWith::of(&config);
-        let before = &*self.started_with;
-        let waiting = [
-            (
-                now.server != before.server,
-                "the settings of the whole server",
-            ),
-            (now.bayeux != before.bayeux, "[apps.bayeux]"),
-            (now.webhooks != before.webhooks, "webhooks"),
-        ];
-        self.apps.replace(config.apps);
-        let waiting = waiting.into_iter().filter(|(differs, _)| *differs);
-        Ok(waiting.map(|(_, what)| what).collect())
+        let waiting = self.started_with.differs_in(&config);
+        let mut settings = config.server;
+        // Without its listener it stays as it was, and so does what the API asks for.
+        settings.tls = match &self.certificate {
+            Some(_) => settings.tls.or(self.started_with.server.tls.clone()),
+            None => None,
+        };
+        self.rooms.apps.replace(config.apps);
+        let addresses = self.serving.get().addresses.clone();
+        let addresses = addresses.limited(settings.connections_per_address_max);
+        (self.serving).replace(self.rooms.serve(settings, addresses));
+        Ok(waiting)
     }
 }

@@ -148,7 +148,9 @@ pub struct StatusListener(TcpListener);
 impl StatusListener {
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
         let bound = TcpListener::bind(address).await;
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("metrics: {error}"));
+        let named = |error: io::Error| {
+            io::Error::new(error.kind(), format!("{address} for metrics: {error}"))
+        };
         bound.map(Self).map_err(named)
     }
 

@@ -5,6 +5,7 @@ pub mod outbound;
 pub mod peer;
 pub mod receipt;
 pub mod session;
+pub mod socket;
 pub mod stream;
 pub mod websocket;
 pub mod writer;

@@ -15,6 +15,8 @@ pub struct Peer {
     pub address: IpAddr,
     /// It came over TLS, to us or to the proxy in front of us.
     pub secure: bool,
+    /// Its TLS connection began with a certificate that was asked for and verified here.
+    pub certified: bool,
 }
 
 /// The proxies whose word is taken for whom they stand.
@@ -51,7 +53,11 @@ impl TrustedProxies {
             Some(scheme) => matches!(scheme, b"https" | b"wss"),
             None => direct.secure,
         };
-        Peer { address, secure }
+        Peer {
+            address,
+            secure,
+            ..direct
+        }
     }
 }
 
@@ -137,6 +143,15 @@ impl Addresses {
         Self {
             connections_max,
             counts: Arc::default(),
+        }
+    }
+
+    /// The same connections with another limit. Where there was none before, only those count that
+    /// come from now on.
+    pub fn limited(&self, connections_max: Option<NonZeroUsize>) -> Self {
+        Self {
+            connections_max,
+            counts: self.counts.clone(),
         }
     }
 
@@ -260,6 +275,7 @@ mod tests {
             let direct = Peer {
                 address: direct.parse().unwrap(),
                 secure: false,
+                certified: false,
             };
             let peer = proxies.peer(direct, &headers);
             assert_eq!(

@@ -11,15 +11,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
-use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_rustls::server::TlsStream;
 use warp::http::header::{CONTENT_LENGTH, HeaderValue};
 use warp::reply::{Reply, Response};
 
 use super::peer::Seat;
+use super::socket::Socket;
 use super::stream::Stream;
 use crate::metrics::{CUT_OFFS, CutOff};
 
@@ -107,8 +106,8 @@ pub struct Receipted {
 
 /// What HTTP is spoken over.
 pub enum Connection {
-    Tcp(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Plain(Socket),
+    Tls(Box<TlsStream<Socket>>),
 }
 
 trait Io: AsyncRead + AsyncWrite + Unpin {}
@@ -117,14 +116,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Io for T {}
 impl Connection {
     fn io(&mut self) -> Pin<&mut dyn Io> {
         match self {
-            Self::Tcp(tcp) => Pin::new(tcp),
+            Self::Plain(socket) => Pin::new(socket),
             Self::Tls(tls) => Pin::new(&mut **tls),
         }
     }
 
-    fn tcp(&self) -> &TcpStream {
+    fn socket(&self) -> &Socket {
         match self {
-            Self::Tcp(tcp) => tcp,
+            Self::Plain(socket) => socket,
             Self::Tls(tls) => tls.get_ref().0,
         }
     }
@@ -167,7 +166,7 @@ impl Receipted {
     ) -> Poll<io::Result<usize>> {
         let mut receipts = self.outstanding.0.lock();
         if !receipts.is_empty() {
-            check_reader(self.stream.tcp())?;
+            check_reader(self.stream.socket())?;
         }
         if !receipts.iter().all(|receipt| (receipt.is_wanted)()) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
@@ -175,7 +174,7 @@ impl Receipted {
         let written = write(self.stream.io(), cx);
         let written = ready!(self.patience.judge(cx, written))?;
         // Whoever writes gives all that it has.
-        if written == bytes && matches!(self.stream, Connection::Tcp(_)) {
+        if written == bytes && matches!(self.stream, Connection::Plain(_)) {
             receipts.drain(..).for_each(|receipt| (receipt.tell)());
         }
         Poll::Ready(Ok(written))
@@ -184,10 +183,10 @@ impl Receipted {
     /// For what comes after HTTP. The connection counts for its peer as long as the seat is there.
     pub fn into_parts(self) -> io::Result<(Stream, Seat)> {
         let stream = match self.stream {
-            Connection::Tcp(tcp) => Stream::Tcp(tcp),
+            Connection::Plain(socket) => Stream::Plain(socket),
             Connection::Tls(tls) => {
-                let (tcp, session) = tls.into_inner();
-                Stream::tls(tcp, session)?
+                let (socket, session) = tls.into_inner();
+                Stream::tls(socket, session)?
             }
         };
         Ok((stream, self.seat))
@@ -217,9 +216,9 @@ impl Patience {
 
 /// A peer that has closed its side does not read any more; the kernel would accept what is written
 /// to it all the same. The socket itself is asked, because tokio may not have heard of it yet.
-fn check_reader(stream: &TcpStream) -> io::Result<()> {
+fn check_reader(socket: &Socket) -> io::Result<()> {
     let mut byte = [MaybeUninit::uninit()];
-    match SockRef::from(stream).peek(&mut byte) {
+    match socket.raw().peek(&mut byte) {
         Ok(0) => Err(io::ErrorKind::BrokenPipe.into()),
         Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
         _ => Ok(()),
@@ -267,7 +266,7 @@ impl AsyncWrite for Receipted {
 
     fn is_write_vectored(&self) -> bool {
         match &self.stream {
-            Connection::Tcp(s) => s.is_write_vectored(),
+            Connection::Plain(s) => s.is_write_vectored(),
             Connection::Tls(s) => s.is_write_vectored(),
         }
     }
@@ -290,14 +289,15 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicBool, Ordering};
     use tokio::io::AsyncWriteExt;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     async fn connection(receipts: Receipts) -> (Receipted, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let peer = TcpStream::connect(listener.local_addr().unwrap()).await;
         let (stream, _) = listener.accept().await.unwrap();
         let timeout = Duration::from_millis(200);
-        let receipted = Receipted::new(Connection::Tcp(stream), Seat::default(), receipts, timeout);
+        let stream = Connection::Plain(stream.into());
+        let receipted = Receipted::new(stream, Seat::default(), receipts, timeout);
         (receipted, peer.unwrap())
     }
 

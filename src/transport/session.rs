@@ -17,6 +17,7 @@
 //! became of the answer before ([`Earlier`]), that counts, and what was written is kept until then.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -29,7 +30,7 @@ use crate::hub::{Closing, Frame, Outbox};
 /// The sessions of one front end or app, each with what its protocol keeps as `T`.
 pub struct Sessions<T> {
     by_id: RwLock<HashMap<Arc<str>, Arc<Session<T>>>>,
-    sessions_max: usize,
+    sessions_max: AtomicUsize,
 }
 
 /// There are as many sessions as there may be.
@@ -40,8 +41,13 @@ impl<T> Sessions<T> {
     pub fn new(sessions_max: usize) -> Self {
         Self {
             by_id: RwLock::default(),
-            sessions_max,
+            sessions_max: AtomicUsize::new(sessions_max),
         }
+    }
+
+    /// Those who are here stay, even if they are more.
+    pub fn limit(&self, sessions_max: usize) {
+        self.sessions_max.store(sessions_max, Ordering::Relaxed);
     }
 
     /// `lifetime`: how long the session outlives the last sign of its client.
@@ -69,7 +75,7 @@ impl<T> Sessions<T> {
         if let Some(session) = by_id.get(id) {
             return Ok(session.clone());
         }
-        if by_id.len() >= self.sessions_max {
+        if by_id.len() >= self.sessions_max.load(Ordering::Relaxed) {
             return Err(TooManySessions.into());
         }
         let (outbox, client) = make()?;
@@ -81,6 +87,11 @@ impl<T> Sessions<T> {
     pub fn find(&self, id: &str) -> Option<Arc<Session<T>>> {
         let by_id = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
         by_id.get(id).cloned()
+    }
+
+    pub fn count(&self) -> usize {
+        let by_id = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
+        by_id.len()
     }
 
     pub fn all(&self) -> Vec<Arc<Session<T>>> {

@@ -1,4 +1,4 @@
-//! A socket under a WebSocket: plain, or under TLS.
+//! What is under a WebSocket: a plain socket, or one with TLS.
 
 use std::io::{self, Read, Write};
 use std::mem;
@@ -6,21 +6,21 @@ use std::net::Shutdown;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
-use socket2::SockRef;
-use tokio::net::TcpStream;
 use tokio_rustls::rustls::ServerConnection;
+
+use super::socket::Socket;
 
 /// What is encrypted at once.
 const PLAIN_BYTES: usize = 16 * 1024;
 
 /// Read and written without waiting, from several threads.
 pub enum Stream {
-    Tcp(TcpStream),
+    Plain(Socket),
     Tls(Box<Tls>),
 }
 
 pub struct Tls {
-    tcp: TcpStream,
+    socket: Socket,
     session: Mutex<Session>,
 }
 
@@ -35,7 +35,7 @@ struct Session {
 
 impl Stream {
     /// A connection after its handshake.
-    pub fn tls(tcp: TcpStream, mut connection: ServerConnection) -> io::Result<Self> {
+    pub fn tls(socket: Socket, mut connection: ServerConnection) -> io::Result<Self> {
         let state = connection.process_new_packets();
         let plain = state.map_err(invalid)?.plaintext_bytes_to_read();
         let session = Mutex::new(Session {
@@ -43,14 +43,14 @@ impl Stream {
             plain,
             owed: 0,
         });
-        Ok(Self::Tls(Box::new(Tls { tcp, session })))
+        Ok(Self::Tls(Box::new(Tls { socket, session })))
     }
 
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(tcp) => tcp.poll_read_ready(cx),
+            Self::Plain(socket) => socket.poll_read_ready(cx),
             Self::Tls(tls) if tls.session().plain > 0 => Poll::Ready(Ok(())),
-            Self::Tls(tls) => tls.tcp.poll_read_ready(cx),
+            Self::Tls(tls) => tls.socket.poll_read_ready(cx),
         }
     }
 
@@ -59,14 +59,14 @@ impl Stream {
     }
 
     pub async fn writable(&self) -> io::Result<()> {
-        self.tcp().writable().await
+        self.socket().writable().await
     }
 
     /// How many bytes; none at the end.
     pub fn try_read(&self, bytes: &mut [u8]) -> io::Result<usize> {
         match self {
-            Self::Tcp(tcp) => tcp.try_read(bytes),
-            Self::Tls(tls) => tls.session().read(&tls.tcp, bytes),
+            Self::Plain(socket) => socket.try_read(bytes),
+            Self::Tls(tls) => tls.session().read(&tls.socket, bytes),
         }
     }
 
@@ -74,8 +74,8 @@ impl Stream {
     /// behind it or not.
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Tcp(tcp) => tcp.try_write(bytes),
-            Self::Tls(tls) => tls.session().write(&tls.tcp, bytes),
+            Self::Plain(socket) => socket.try_write(bytes),
+            Self::Tls(tls) => tls.session().write(&tls.socket, bytes),
         }
     }
 
@@ -85,22 +85,22 @@ impl Stream {
             let mut session = tls.session();
             session.connection.send_close_notify();
             // It is only polite: who does not take it sees the end of the connection.
-            let _ = session.flush(&tls.tcp);
+            let _ = session.flush(&tls.socket);
         }
-        SockRef::from(self.tcp()).shutdown(Shutdown::Write)
+        self.socket().raw().shutdown(Shutdown::Write)
     }
 
-    fn tcp(&self) -> &TcpStream {
+    fn socket(&self) -> &Socket {
         match self {
-            Self::Tcp(tcp) => tcp,
-            Self::Tls(tls) => &tls.tcp,
+            Self::Plain(socket) => socket,
+            Self::Tls(tls) => &tls.socket,
         }
     }
 }
 
-impl From<TcpStream> for Stream {
-    fn from(tcp: TcpStream) -> Self {
-        Self::Tcp(tcp)
+impl<S: Into<Socket>> From<S> for Stream {
+    fn from(socket: S) -> Self {
+        Self::Plain(socket.into())
     }
 }
 
@@ -111,7 +111,7 @@ impl Tls {
 }
 
 impl Session {
-    fn read(&mut self, tcp: &TcpStream, bytes: &mut [u8]) -> io::Result<usize> {
+    fn read(&mut self, socket: &Socket, bytes: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.connection.reader().read(bytes) {
                 Ok(read) => {
@@ -122,29 +122,29 @@ impl Session {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.plain = 0,
                 Err(error) => return Err(error),
             }
-            self.connection.read_tls(&mut NonBlocking(tcp))?;
+            self.connection.read_tls(&mut NonBlocking(socket))?;
             let state = self.connection.process_new_packets();
             if state.is_err() {
                 // The alert that says why.
-                let _ = self.flush(tcp);
+                let _ = self.flush(socket);
             }
             self.plain = state.map_err(invalid)?.plaintext_bytes_to_read();
         }
     }
 
-    fn write(&mut self, tcp: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    fn write(&mut self, socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
         if self.owed == 0 {
-            self.flush(tcp)?;
+            self.flush(socket)?;
             let piece = &bytes[..bytes.len().min(PLAIN_BYTES)];
             self.owed = self.connection.writer().write(piece)?;
         }
-        self.flush(tcp)?;
+        self.flush(socket)?;
         Ok(mem::take(&mut self.owed))
     }
 
-    fn flush(&mut self, tcp: &TcpStream) -> io::Result<()> {
+    fn flush(&mut self, socket: &Socket) -> io::Result<()> {
         while self.connection.wants_write() {
-            if self.connection.write_tls(&mut NonBlocking(tcp))? == 0 {
+            if self.connection.write_tls(&mut NonBlocking(socket))? == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
         }
@@ -152,7 +152,7 @@ impl Session {
     }
 }
 
-struct NonBlocking<'s>(&'s TcpStream);
+struct NonBlocking<'s>(&'s Socket);
 
 impl Read for NonBlocking<'_> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {

@@ -25,6 +25,8 @@ use super::store::{Position, Store, StoreError};
 use crate::backend::{Done, Redis, redis::Lines};
 use crate::model::{ChannelId, ChannelName, Fact};
 
+/// Where webhooks are, behind the prefix of the registry of nodes.
+pub(super) const HOME: &str = "webhooks:";
 /// How long the cluster waits for a dispatcher that says nothing.
 const LEASE: Duration = Duration::from_secs(8);
 const LEASE_KEPT: Duration = Duration::from_secs(2);
@@ -70,7 +72,7 @@ impl Places for Redis {
     }
 
     fn home(&self) -> String {
-        format!("{}webhooks:", self.prefix(Self::REGISTRY))
+        format!("{}{HOME}", self.prefix(Self::REGISTRY))
     }
 
     fn run(&self, place: usize, commands: Vec<Cmd>) -> Done<'_, Result<Vec<Value>, StoreError>> {

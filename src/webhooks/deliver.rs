@@ -3,7 +3,7 @@
 //! Endpoints know nothing of each other, so that one that is slow or gone delays only itself. What
 //! it holds is bounded: a window of the log, and so many deliveries that are not over.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -20,7 +20,7 @@ use super::queue::Queue;
 use super::settings::Endpoint;
 use super::store::{Attempt, Delivery, EndpointId, Event, State, Store};
 use crate::apps::AppRegistry;
-use crate::metrics::{WEBHOOKS, Webhook};
+use crate::metrics::{Backlog, WEBHOOK_BACKLOG, WEBHOOKS, Webhook};
 use crate::transport::outbound::Outbound;
 use crate::wire;
 
@@ -59,8 +59,9 @@ pub(super) struct Worker {
     queue: Queue,
     /// Read from the log up to here.
     read: u64,
-    /// Events that were read, and are not over.
-    unfinished: BTreeSet<u64>,
+    /// Events that were read and are not over, with when they happened.
+    unfinished: BTreeMap<u64, u64>,
+    backlog: Backlog<'static>,
     /// Events behind `read` that are over, or in deliveries, since before the start.
     taken: HashSet<u64>,
     cursor_written: u64,
@@ -95,7 +96,8 @@ impl Worker {
             }),
             queue: Queue::default(),
             read: 0,
-            unfinished: BTreeSet::new(),
+            unfinished: BTreeMap::new(),
+            backlog: WEBHOOK_BACKLOG.one(),
             taken: HashSet::new(),
             cursor_written: 0,
         }
@@ -161,7 +163,7 @@ impl Worker {
             self.read = event.seq;
             let is_taken = !self.taken.is_empty() && self.taken.remove(&event.seq);
             if !is_taken && endpoint.wants(&event.name, &event.channel) {
-                self.unfinished.insert(event.seq);
+                self.unfinished.insert(event.seq, event.at_ms);
                 self.queue.push(event);
             }
         }
@@ -205,7 +207,8 @@ impl Worker {
         if delivery.is_replay {
             return;
         }
-        self.unfinished.extend(&delivery.seqs);
+        let happened = delivery.seqs.iter().map(|seq| (*seq, delivery.created_ms));
+        self.unfinished.extend(happened);
         for channel in &delivery.channels {
             self.queue.occupy(channel);
         }
@@ -253,8 +256,10 @@ impl Worker {
     }
 
     async fn write_cursor(&mut self) {
-        let first = self.unfinished.first();
-        let cursor = first.map_or(self.read, |seq| seq - 1);
+        let first = self.unfinished.first_key_value();
+        self.backlog
+            .is(self.unfinished.len(), first.map(|(_, at_ms)| *at_ms));
+        let cursor = first.map_or(self.read, |(seq, _)| seq - 1);
         if cursor > self.cursor_written {
             match self.sender.shared.store.advance(self.id, cursor).await {
                 Ok(()) => self.cursor_written = cursor,

@@ -2,6 +2,7 @@
 
 pub mod bayeux;
 pub mod json;
+pub mod proxy;
 pub mod pusher;
 pub mod rest;
 pub mod sockjs;

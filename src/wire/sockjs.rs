@@ -68,9 +68,57 @@ pub fn units(text: &str) -> usize {
     bytes.iter().filter(|b| starts(b)).count() + bytes.iter().filter(|b| pairs(b)).count()
 }
 
-/// A frame as it stands in an answer.
-pub fn line(frame: &str) -> String {
-    format!("{frame}\n")
+/// How frames stand in an answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Framing {
+    Lines,
+    EventSource,
+    /// A page whose scripts call the methods of this object of the page around it.
+    Htmlfile(String),
+    /// A script that calls this function, with one frame.
+    Jsonp(String),
+}
+
+impl Framing {
+    /// What a stream begins with. Browsers and proxies hold back the first kilobytes.
+    pub fn prelude(&self) -> String {
+        match self {
+            Self::Lines => HEARTBEAT.repeat(PRELUDE_BYTES) + "\n",
+            Self::EventSource => "\r\n".to_owned(),
+            Self::Htmlfile(object) => format!(
+                "<!DOCTYPE html><html><head><meta charset=\"utf-8\"></head><body>\n\
+                 <script>\nvar c = parent.{object};\nc.start();\n\
+                 function p(d) {{ c.message(d); }}\nwindow.onload = c.stop;\n</script>\n{}\r\n",
+                " ".repeat(PRELUDE_BYTES)
+            ),
+            Self::Jsonp(_) => String::new(),
+        }
+    }
+
+    pub fn frame(&self, frame: &str) -> String {
+        match self {
+            Self::Lines => format!("{frame}\n"),
+            // The client unescapes it.
+            Self::EventSource => format!("data: {}\r\n\r\n", frame.replace('%', "%25")),
+            Self::Htmlfile(_) => {
+                let mut text = String::with_capacity(frame.len() + frame.len() / 4 + 32);
+                push_string(&mut text, frame);
+                let text = text.replace('<', "\\u003c");
+                format!("<script>\np({text});\n</script>\r\n")
+            }
+            Self::Jsonp(function) => {
+                let mut text = format!("/**/{function}(");
+                push_string(&mut text, frame);
+                text.push_str(");\r\n");
+                text
+            }
+        }
+    }
+
+    /// Whether an answer has one frame only.
+    pub fn is_single(&self) -> bool {
+        matches!(self, Self::Jsonp(_))
+    }
 }
 
 /// Why a client's request brings no messages; the text is SockJS's.
@@ -139,6 +187,28 @@ mod tests {
             let read = messages(body);
             let expected = expected.map(|all| all.into_iter().map(str::to_owned).collect());
             assert_eq!(read, expected, "{body:?}");
+        }
+    }
+
+    #[test]
+    fn a_frame_stands_as_its_transport_wants_it() {
+        let frame = r#"a["</script>%é\n"]"#;
+        for (framing, expected) in [
+            (Framing::Lines, "a[\"</script>%é\\n\"]\n"),
+            (
+                Framing::EventSource,
+                "data: a[\"</script>%25é\\n\"]\r\n\r\n",
+            ),
+            (
+                Framing::Htmlfile("_jp.a".to_owned()),
+                "<script>\np(\"a[\\\"\\u003c/script>%é\\\\n\\\"]\");\n</script>\r\n",
+            ),
+            (
+                Framing::Jsonp("_jp.a".to_owned()),
+                "/**/_jp.a(\"a[\\\"</script>%é\\\\n\\\"]\");\r\n",
+            ),
+        ] {
+            assert_eq!(framing.frame(frame), expected);
         }
     }
 

@@ -52,7 +52,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use redis::{Cmd, Value, cmd};
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::{Cmd, Pipeline, Value, cmd};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -276,21 +277,51 @@ impl Redis {
 
     /// The nodes that Redis knows.
     pub async fn nodes(settings: &Settings) -> Result<Vec<NodeInfo>, String> {
-        let keys = Keys::new(&settings.key_prefix);
-        let ask = async {
-            for primary in settings.primaries().await? {
-                if primary.places.contains(&keys::REGISTRY) {
-                    let mut connection = settings.connect(&primary.address, None).await?;
-                    let mut ask = cmd("HGETALL");
-                    ask.arg(nodes::beats_key(&keys));
-                    let answer: Value = ask.query_async(&mut connection).await?;
-                    return Ok(nodes::listed(&answer));
-                }
+        let registry = Registry::of(settings).await?;
+        let mut ask = cmd("HGETALL");
+        ask.arg(nodes::beats_key(&Keys::new(&settings.key_prefix)));
+        let answers = registry.run(&[ask]).await?;
+        Ok(nodes::listed(&answers[0]))
+    }
+}
+
+/// The place of what concerns no partition, for a program that is no node.
+pub struct Registry {
+    connection: MultiplexedConnection,
+    prefix: String,
+}
+
+impl Registry {
+    pub async fn of(settings: &Settings) -> Result<Self, String> {
+        let written = |error: redis::RedisError| error.to_string();
+        let prefix = Keys::new(&settings.key_prefix).of(keys::REGISTRY);
+        for primary in settings.primaries().await.map_err(written)? {
+            if primary.places.contains(&keys::REGISTRY) {
+                let connection = settings.connect(&primary.address, None).await;
+                let connection = connection.map_err(written)?;
+                return Ok(Self { connection, prefix });
             }
-            Ok(Vec::new())
-        };
-        ask.await
-            .map_err(|error: redis::RedisError| error.to_string())
+        }
+        Err("no primary has the registry".to_owned())
+    }
+
+    /// What every key starts with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The answers, in order.
+    pub async fn run(&self, commands: &[Cmd]) -> Result<Vec<Value>, String> {
+        if commands.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipeline = Pipeline::with_capacity(commands.len());
+        for command in commands {
+            pipeline.add_command(command.clone());
+        }
+        let mut connection = self.connection.clone();
+        let answers = connection.req_packed_commands(&pipeline, 0, commands.len());
+        answers.await.map_err(|error| error.to_string())
     }
 }
 

@@ -654,6 +654,7 @@ impl Membership {
             .keys()
             .map(|channel| inner.keys.topic(channel))
             .collect();
+        (inner.partitions[self.index].shared().views.values_mut()).for_each(View::falls_behind);
         up.subscribe(subscribe_verb(up.is_sharded), &topics).await?;
         // Without sharding one pattern serves all partitions.
         if up.is_sharded || self.index == 0 {

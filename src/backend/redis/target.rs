@@ -22,7 +22,7 @@ use redis::{
 
 use super::keys::{PLACES, slot_of};
 
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Settings {
     target: Target,
     tls: bool,

@@ -13,9 +13,19 @@ pub struct View {
     members: BTreeMap<UserId, Arc<Member>>,
     /// Of the newest change that went in.
     version: u64,
-    /// Not before a first roster is there; until then changes are kept.
-    is_ready: bool,
-    early: Vec<(u64, Change)>,
+    basis: Basis,
+    /// What was heard while the basis is not whole: a roster may come later than what is newer.
+    kept: Vec<(u64, Change)>,
+}
+
+/// What the members are known from.
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Basis {
+    #[default]
+    Nothing,
+    /// A roster, and changes of which some were not heard.
+    Outdated,
+    Whole,
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -26,7 +36,7 @@ pub enum Change {
 
 impl View {
     pub fn is_ready(&self) -> bool {
-        self.is_ready
+        self.basis != Basis::Nothing
     }
 
     pub fn version(&self) -> u64 {
@@ -43,8 +53,10 @@ impl View {
 
     /// Whether subscribers are to be told. Without a roster nobody has been told of any member.
     pub fn hear(&mut self, version: u64, change: Change) -> bool {
-        if !self.is_ready {
-            self.early.push((version, change));
+        if self.basis != Basis::Whole {
+            self.kept.push((version, change.clone()));
+        }
+        if self.basis == Basis::Nothing {
             return true;
         }
         if version <= self.version {
@@ -54,25 +66,32 @@ impl View {
         self.apply(change)
     }
 
+    /// Changes were missed: a roster is to come that has them.
+    pub fn falls_behind(&mut self) {
+        if self.is_ready() {
+            self.basis = Basis::Outdated;
+            self.kept.clear();
+        }
+    }
+
     /// A change of this node while Redis is away: whether it is news.
     pub fn change(&mut self, version: u64, change: Change) -> bool {
-        self.is_ready = true;
+        if !self.is_ready() {
+            self.basis = Basis::Whole;
+        }
         self.version = self.version.max(version);
         self.apply(change)
     }
 
     /// The first roster; of later ones see [`View::differences`].
     pub fn begin(&mut self, version: u64, roster: &[Arc<Member>]) {
-        if self.is_ready {
+        if self.is_ready() {
             return;
         }
-        self.is_ready = true;
+        self.basis = Basis::Whole;
         self.version = version;
-        self.members = roster
-            .iter()
-            .map(|m| (m.user_id.clone(), m.clone()))
-            .collect();
-        for (version, change) in std::mem::take(&mut self.early) {
+        self.members = by_user(roster);
+        for (version, change) in std::mem::take(&mut self.kept) {
             self.hear(version, change);
         }
     }
@@ -85,24 +104,33 @@ impl View {
         roster: &[Arc<Member>],
         may_go: bool,
     ) -> Vec<Change> {
-        if !self.is_ready {
+        if !self.is_ready() {
             self.begin(version, roster);
             return Vec::new();
         }
-        if version < self.version {
+        if self.basis == Basis::Whole && version < self.version {
             return Vec::new();
         }
-        self.version = version;
+        self.version = self.version.max(version);
+        let mut there: BTreeMap<_, _> = by_user(roster);
+        for (at, change) in &self.kept {
+            match change {
+                _ if *at <= version => {}
+                Change::Added(member) => {
+                    (there.entry(member.user_id.clone())).or_insert_with(|| member.clone());
+                }
+                Change::Removed(user_id) => drop(there.remove(user_id)),
+            }
+        }
         let mut changes = Vec::new();
         if may_go {
-            let there: std::collections::HashSet<_> = roster.iter().map(|m| &m.user_id).collect();
-            let gone = self
-                .members
-                .keys()
-                .filter(|user_id| !there.contains(user_id));
+            self.basis = Basis::Whole;
+            self.kept.clear();
+            let gone = self.members.keys();
+            let gone = gone.filter(|user_id| !there.contains_key(*user_id));
             changes.extend(gone.cloned().map(Change::Removed));
         }
-        changes.extend(roster.iter().cloned().map(Change::Added));
+        changes.extend(there.into_values().map(Change::Added));
         changes.retain(|change| self.apply(change.clone()));
         changes
     }
@@ -117,6 +145,11 @@ impl View {
             Change::Removed(user_id) => self.members.remove(&user_id).is_some(),
         }
     }
+}
+
+fn by_user(roster: &[Arc<Member>]) -> BTreeMap<UserId, Arc<Member>> {
+    let members = roster.iter().map(|m| (m.user_id.clone(), m.clone()));
+    members.collect()
 }
 
 #[cfg(test)]
@@ -150,6 +183,24 @@ mod tests {
         assert!(!view.hear(6, removed("a")));
         assert!(view.change(7, added("d")));
         assert!(!view.hear(8, added("d")));
+    }
+
+    /// Seed 1795567711828917 of the schedule of random faults.
+    #[test]
+    fn a_roster_that_comes_later_than_what_is_newer_counts() {
+        let mut view = View::default();
+        view.begin(1, &[member("a"), member("b"), member("c")]);
+        view.falls_behind();
+        assert!(view.hear(6, removed("b")));
+        assert!(view.hear(7, added("e")));
+        // "a" went and "d" came unheard.
+        let roster = [member("b"), member("c"), member("d")];
+        assert_eq!(view.differences(5, &roster, false), [added("d")]);
+        assert_eq!(view.differences(5, &roster, true), [removed("a")]);
+        assert_eq!(view.differences(5, &roster, true), []);
+        let there: Vec<_> = view.roster();
+        let there: Vec<&str> = there.iter().map(|member| &*member.user_id).collect();
+        assert_eq!(there, ["c", "d", "e"]);
     }
 
     #[test]

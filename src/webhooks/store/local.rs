@@ -13,6 +13,7 @@ use bytes::Bytes;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
 use tokio::sync::{mpsc, oneshot};
 
+use super::archive::Listed;
 use super::{
     Attempt, Delivery, EndpointId, Entry, Event, Kept, Lost, Position, Resumed, State, Store,
     StoreError,
@@ -572,22 +573,12 @@ fn json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).expect("numbers and strings are JSON")
 }
 
-/// The store of a directory, beside a running server or after it.
+/// See [`super::Archive`].
 pub struct Archive {
     db: Connection,
 }
 
-/// A delivery as lists show it.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Listed {
-    pub delivery: Delivery,
-    pub app: String,
-    pub endpoint_name: String,
-    pub attempts: Vec<Attempt>,
-}
-
 impl Archive {
-    /// Never makes a store where none is.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         let path: PathBuf = dir.join(DATABASE);
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -598,7 +589,6 @@ impl Archive {
         Ok(Self { db })
     }
 
-    /// The newest deliveries, newest first, of one state or of all.
     pub fn list(
         &self,
         state: Option<State>,
@@ -619,8 +609,6 @@ impl Archive {
             .transpose()
     }
 
-    /// Asks the server to send the delivery again. `false` if it is not there, not over, or its
-    /// body was not kept.
     pub fn replay(&self, id: &str) -> Result<bool, StoreError> {
         let marked = self.db.execute(
             "UPDATE deliveries SET state = 'replay' \
@@ -630,7 +618,6 @@ impl Archive {
         Ok(marked > 0)
     }
 
-    /// The same for every dead letter; how many there are.
     pub fn replay_dead(&self) -> Result<usize, StoreError> {
         let sql = "UPDATE deliveries SET state = 'replay' WHERE state = 'dead'";
         Ok(self.db.execute(sql, [])?)

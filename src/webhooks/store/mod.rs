@@ -3,6 +3,7 @@
 //! Events stand once in a log, each endpoint has a cursor on it. A delivery is kept before it is
 //! first sent.
 
+mod archive;
 mod local;
 pub(super) mod shared;
 #[cfg(test)]
@@ -14,8 +15,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+pub use archive::{Archive, Listed};
 pub(super) use local::Local;
-pub use local::{Archive, Listed};
 
 use super::settle::{Subject, Told};
 use crate::backend::Done;

@@ -20,12 +20,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use redis::{Cmd, FromRedisValue, ToRedisArgs, Value, cmd, from_redis_value};
 
+use super::archive::Listed;
 use super::{
     Attempt, Delivery, EndpointId, Entry, Event, Kept, Lost, Position, Resumed, State, Store,
     StoreError,
 };
+use crate::backend::redis::{Registry, Settings};
 use crate::model::{AppId, ChannelId, ChannelName};
-use crate::webhooks::cluster::Places;
+use crate::webhooks::cluster::{HOME, Places};
 use crate::webhooks::deliver::now_ms;
 use crate::webhooks::settle::{Subject, Told};
 
@@ -481,6 +483,163 @@ impl Store for Shared {
     }
 }
 
+/// See [`super::Archive`].
+pub struct Archive {
+    registry: Registry,
+}
+
+/// KEYS: the delivery, and what the names of the sets start with; ARGV: its id. Whether it will be
+/// sent again.
+const REPLAY: &str = "
+local state, body, endpoint = unpack(redis.call('HMGET', KEYS[1], 'state', 'body', 'endpoint'))
+if (state ~= 'dead' and state ~= 'delivered') or not body or body == '' then return 0 end
+redis.call('SADD', KEYS[2] .. endpoint, ARGV[1])
+return 1";
+
+impl Archive {
+    pub async fn open(settings: &Settings) -> Result<Self, StoreError> {
+        let registry = Registry::of(settings).await;
+        let registry = registry.map_err(|error| StoreError(error.into()))?;
+        Ok(Self { registry })
+    }
+
+    pub async fn list(
+        &self,
+        state: Option<State>,
+        deliveries_max: usize,
+    ) -> Result<Vec<Listed>, StoreError> {
+        let wants = |one: State| state.is_none_or(|state| state == one);
+        let names = self.names().await?;
+        let mut ask = Vec::new();
+        for over in [State::Dead, State::Delivered] {
+            if wants(over) {
+                let mut newest = cmd("ZREVRANGE");
+                newest.arg(self.key(over.name())).arg(0);
+                ask.push(newest.arg(deliveries_max as i64 - 1).to_owned());
+            }
+        }
+        if wants(State::Pending) {
+            for id in names.keys() {
+                let mut members = cmd("SMEMBERS");
+                ask.push(members.arg(self.key(&format!("pending:{id}"))).to_owned());
+            }
+        }
+        let mut ids = Vec::new();
+        for answer in self.run(ask).await? {
+            ids.extend(read::<Vec<String>>(answer)?);
+        }
+        let mut found = self.deliveries(ids).await?;
+        found.sort_by_key(|delivery| std::cmp::Reverse((delivery.created_ms, last_seq(delivery))));
+        found.truncate(deliveries_max);
+        self.listed(found, &names).await
+    }
+
+    pub async fn find(&self, id: &str) -> Result<Option<Listed>, StoreError> {
+        let found = self.deliveries(vec![id.to_owned()]).await?;
+        let found = self.listed(found, &self.names().await?).await?;
+        Ok(found.into_iter().next())
+    }
+
+    pub async fn replay(&self, id: &str) -> Result<bool, StoreError> {
+        Ok(self.replay_each(&[id.to_owned()]).await? > 0)
+    }
+
+    pub async fn replay_dead(&self) -> Result<usize, StoreError> {
+        let mut dead = cmd("ZRANGE");
+        dead.arg(self.key("dead")).arg(0).arg(-1);
+        let answers = self.run(vec![dead]).await?;
+        let ids: Vec<String> = read(answers.into_iter().next().unwrap_or(Value::Nil))?;
+        self.replay_each(&ids).await
+    }
+
+    /// How many will be sent again.
+    async fn replay_each(&self, ids: &[String]) -> Result<usize, StoreError> {
+        let mark = |id: &String| {
+            let mut mark = cmd("EVAL");
+            mark.arg(REPLAY).arg(2).arg(self.key(&format!("d:{id}")));
+            mark.arg(self.key("replay:")).arg(id);
+            mark
+        };
+        let mut marked = 0;
+        for answer in self.run(ids.iter().map(mark).collect()).await? {
+            marked += read::<usize>(answer)?;
+        }
+        Ok(marked)
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}{HOME}{name}", self.registry.prefix())
+    }
+
+    async fn run(&self, commands: Vec<Cmd>) -> Result<Vec<Value>, StoreError> {
+        let answers = self.registry.run(&commands).await;
+        answers.map_err(|error| StoreError(error.into()))
+    }
+
+    /// App and name of each endpoint.
+    async fn names(&self) -> Result<HashMap<i64, (String, String)>, StoreError> {
+        let mut endpoints = cmd("HGETALL");
+        endpoints.arg(self.key("endpoints"));
+        let answers = self.run(vec![endpoints]).await?;
+        let ids: HashMap<String, i64> = read(answers.into_iter().next().unwrap_or(Value::Nil))?;
+        let named = ids.into_iter();
+        let named = named.map(|(name, id)| (id, serde_json::from_str(&name).unwrap_or_default()));
+        Ok(named.collect())
+    }
+
+    async fn deliveries(&self, ids: Vec<String>) -> Result<Vec<Delivery>, StoreError> {
+        let ask = |id: &String| {
+            let mut ask = cmd("HGETALL");
+            ask.arg(self.key(&format!("d:{id}")));
+            ask
+        };
+        let answers = self.run(ids.iter().map(ask).collect()).await?;
+        let mut found = Vec::new();
+        for (id, fields) in ids.into_iter().zip(answers) {
+            found.extend(delivery(id, read(fields)?));
+        }
+        Ok(found)
+    }
+
+    async fn listed(
+        &self,
+        found: Vec<Delivery>,
+        names: &HashMap<i64, (String, String)>,
+    ) -> Result<Vec<Listed>, StoreError> {
+        let ask = |delivery: &Delivery| {
+            let mut ask = cmd("LRANGE");
+            ask.arg(self.key(&format!("a:{}", delivery.id)))
+                .arg(0)
+                .arg(-1);
+            ask
+        };
+        let answers = self.run(found.iter().map(ask).collect()).await?;
+        let mut listed = Vec::new();
+        for (delivery, attempts) in found.into_iter().zip(answers) {
+            let (app, endpoint_name) =
+                (names.get(&delivery.endpoint.0).cloned()).unwrap_or_default();
+            let attempts: Vec<String> = read(attempts)?;
+            listed.push(Listed {
+                delivery,
+                app,
+                endpoint_name,
+                attempts: attempts.iter().filter_map(|text| attempt(text)).collect(),
+            });
+        }
+        Ok(listed)
+    }
+}
+
+fn attempt(text: &str) -> Option<Attempt> {
+    let (at_ms, took_ms, status, error) = serde_json::from_str(text).ok()?;
+    Some(Attempt {
+        at_ms,
+        took_ms,
+        status,
+        error,
+    })
+}
+
 fn delivery(id: String, mut fields: HashMap<String, String>) -> Option<Delivery> {
     let mut take = |name: &str| fields.remove(name);
     let channels: Vec<String> = serde_json::from_str(&take("channels")?).ok()?;
@@ -494,7 +653,9 @@ fn delivery(id: String, mut fields: HashMap<String, String>) -> Option<Delivery>
         channels: channels.into_iter().map(Into::into).collect(),
         key: take("key")?,
         signature: take("signature")?,
-        body: take("body").map(Bytes::from),
+        body: take("body")
+            .filter(|body| !body.is_empty())
+            .map(Bytes::from),
         is_replay: take("is_replay")? == "1",
     })
 }

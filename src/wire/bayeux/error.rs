@@ -88,6 +88,15 @@ impl Reason {
         self.code
     }
 
+    pub const fn text(self) -> &'static str {
+        self.text
+    }
+
+    /// Whether it is about what somebody may do, and not about how it is written.
+    pub const fn is_denial(self) -> bool {
+        matches!(self.code, None | Some(403))
+    }
+
     /// The error about one channel, parameter or client. The argument is sent as it is, because
     /// Faye does: outside the alphabet of 2.7 a client sees the whole error as its message.
     pub fn of(self, argument: impl Into<String>) -> BayeuxError {

@@ -1,0 +1,236 @@
+//! HTTP on a connection, and the URL table.
+
+use std::convert::Infallible;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use warp::Filter;
+use warp::http::header::{CONNECTION, HeaderValue, RETRY_AFTER};
+use warp::http::{HeaderMap, Request, StatusCode, Uri};
+use warp::reply::Response;
+
+use super::Status;
+use super::live::Live;
+use crate::config::ServerSettings;
+use crate::metrics::{CUT_OFFS, CutOff, HTTP_ANSWERS};
+use crate::transport::http::text;
+use crate::transport::peer::{Addresses, Peer, Room, Seat};
+use crate::transport::receipt::{Connection, Receipted, Receipts};
+use crate::transport::websocket::is_websocket_request;
+use crate::{bayeux, pusher, rest};
+
+/// How long an HTTP connection may rest between requests, and the head of a later request take.
+/// Libraries expect a kept connection to be there still (`pusher.md` 5.1).
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// What is read ahead of one HTTP connection; also the limit of a request's head.
+const HTTP_BUFFER_BYTES: usize = 16 * 1024;
+
+/// What a request meets. A new configuration makes a new one; connections that are open go on with
+/// that one from their next request on.
+pub struct Serving {
+    pub settings: ServerSettings,
+    pub addresses: Addresses,
+    answer: Answer,
+}
+
+type Answer = Box<dyn Fn(Request<Incoming>) -> Answering + Send + Sync>;
+type Answering = Pin<Box<dyn Future<Output = Response> + Send>>;
+
+impl Serving {
+    pub fn new<F>(settings: ServerSettings, addresses: Addresses, routes: F) -> Self
+    where
+        F: Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static,
+        F::Future: Send,
+    {
+        let service = TowerToHyperService::new(warp::service(routes));
+        Self {
+            settings,
+            addresses,
+            answer: Box::new(move |request| {
+                let answer = service.call(request);
+                Box::pin(async move {
+                    match answer.await {
+                        Ok(answer) => answer,
+                        Err(never) => match never {},
+                    }
+                })
+            }),
+        }
+    }
+}
+
+/// Serves a connection until it ends, or has become something else.
+pub async fn serve(
+    connection: Connection,
+    direct: Peer,
+    live: Arc<Live<Serving>>,
+    stopping: CancellationToken,
+) {
+    let serving = live.get();
+    let settings = &serving.settings;
+    let address = direct.address;
+    let seat = Seat::default();
+    if !settings.trusted_proxies.contains(address)
+        && seat.take(&serving.addresses, address) == Room::Crowded
+    {
+        return CUT_OFFS.count(CutOff::AddressConnections);
+    }
+    let receipts = Receipts::default();
+    let stream = Receipted::new(
+        connection,
+        seat.clone(),
+        receipts.clone(),
+        settings.write_timeout,
+    );
+    let has_asked = Arc::new(AtomicBool::new(false));
+    let asks = has_asked.clone();
+    let head_timeout = settings.handshake_timeout;
+    drop(serving);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        asks.store(true, Ordering::Relaxed);
+        let serving = live.get();
+        let settings = &serving.settings;
+        let peer = settings.trusted_proxies.peer(direct, request.headers());
+        if seat.take(&serving.addresses, peer.address) != Room::Free {
+            CUT_OFFS.count(CutOff::AddressConnections);
+            request.extensions_mut().insert(OneTooMany);
+        }
+        request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(receipts.clone());
+        strip_prefix(&mut request, &settings.path_prefix);
+        let answer = (serving.answer)(request);
+        async move {
+            let answer = answer.await;
+            HTTP_ANSWERS.count(answer.status().as_u16());
+            Ok::<_, Infallible>(answer)
+        }
+    });
+    // A peer that shuts its side down has given its request up: a poll held for it ends at once.
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(KEEP_ALIVE)
+        .max_buf_size(HTTP_BUFFER_BYTES)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut served = pin!(served);
+    let mut head_is_due = pin!(sleep(head_timeout));
+    let (mut was_due, mut is_stopping) = (false, false);
+    let ended = loop {
+        tokio::select! {
+            ended = &mut served => break ended,
+            () = &mut head_is_due, if !was_due => {
+                was_due = true;
+                if !has_asked.load(Ordering::Relaxed) {
+                    CUT_OFFS.count(CutOff::HeadTimeout);
+                    return tracing::debug!(%address, "no request in time");
+                }
+            }
+            () = stopping.cancelled(), if !is_stopping => {
+                is_stopping = true;
+                served.as_mut().graceful_shutdown();
+            }
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%address, %error, "HTTP connection ended");
+    }
+}
+
+/// In the extensions of a request whose address has as many connections as it may have.
+#[derive(Clone, Copy)]
+struct OneTooMany;
+
+/// Everything is served with the configured prefix and without it; nothing below knows of it.
+fn strip_prefix(request: &mut Request<Incoming>, prefix: &str) {
+    let Some(given) = request.uri().path_and_query() else {
+        return;
+    };
+    if let Some(rest) = given.as_str().strip_prefix(prefix)
+        && rest.starts_with('/')
+        && !prefix.is_empty()
+        && let Ok(uri) = Uri::try_from(rest)
+    {
+        *request.uri_mut() = uri;
+    }
+}
+
+/// The whole URL table.
+pub fn routes(
+    pusher: Arc<pusher::Front>,
+    fallback: Arc<pusher::Fallback>,
+    rest: Arc<rest::Front>,
+    bayeux: Arc<bayeux::Front>,
+    status: Arc<Status>,
+) -> impl Filter<Extract = (Response,), Error = Infallible, Future: Send> + Clone + Send + Sync {
+    let pusher = warp::any().map(move || pusher.clone());
+    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+    let upgrade = warp::ext::optional::<OnUpgrade>();
+
+    let too_many = warp::ext::get::<OneTooMany>()
+        .and(warp::header::headers_cloned())
+        .and(upgrade)
+        .and(pusher.clone())
+        .map(|_, headers: HeaderMap, upgrade, front| {
+            if is_websocket_request(&headers) {
+                return pusher::too_many(front, &headers, upgrade);
+            }
+            let message = "Too many connections from this address";
+            let mut refusal = text(StatusCode::TOO_MANY_REQUESTS, message);
+            let headers = refusal.headers_mut();
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            refusal
+        });
+    let app = warp::path!("app" / String)
+        .and(warp::get())
+        .and(query)
+        .and(warp::header::headers_cloned())
+        .and(warp::ext::get::<Peer>())
+        .and(upgrade)
+        .and(pusher.clone())
+        .map(
+            |key: String, query: String, headers: HeaderMap, peer, upgrade, front| {
+                pusher::app_path(front, &key, &query, &headers, peer, upgrade)
+            },
+        );
+    // In front of the HTTP API: also on a path of its own a WebSocket is refused as one.
+    let nobodys_websocket = warp::header::headers_cloned()
+        .and(upgrade)
+        .and(pusher)
+        .and_then(|headers: HeaderMap, upgrade, front| async move {
+            match is_websocket_request(&headers) {
+                true => Ok(pusher::any_path(front, &headers, upgrade)),
+                false => Err(warp::reject::not_found()),
+            }
+        });
+    let live = warp::path!("livez").and(warp::get()).map(Status::live);
+    let ready = warp::path!("readyz")
+        .and(warp::get())
+        .map(move || status.ready());
+    let nobodys = warp::any().map(|| text(StatusCode::NOT_FOUND, "NOT FOUND"));
+    (too_many.or(app).unify())
+        .or(pusher::routes(fallback))
+        .unify()
+        .or(bayeux::routes(bayeux))
+        .unify()
+        .or(nobodys_websocket)
+        .unify()
+        .or(rest::routes(rest))
+        .unify()
+        .or(live)
+        .unify()
+        .or(ready)
+        .unify()
+        .or(nobodys)
+        .unify()
+}
