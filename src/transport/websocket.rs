@@ -256,7 +256,8 @@ impl<C: Conversation> Socket<C> {
     }
 
     async fn converse(&mut self) -> Result<Infallible, End> {
-        self.hear().await?;
+        // Boxed as all that is rare, so that it takes no room in the task while nothing happens.
+        Box::pin(self.hear()).await?;
         self.writer.flush();
         let mut timer = pin!(sleep_until(self.next_check()));
         loop {
@@ -274,11 +275,10 @@ impl<C: Conversation> Socket<C> {
                 Event::Attention(Attention::Stopped(Stopped::Close(close))) => {
                     return Err(End::Close(close));
                 }
-                // Boxed, so that it takes no room in the task while the connection lives.
                 Event::Attention(Attention::Blocked) => Box::pin(self.unblock()).await?,
                 Event::Readable => {
                     if self.receive()? {
-                        self.hear().await?;
+                        Box::pin(self.hear()).await?;
                         let due = self.conversation.deadline();
                         if due.is_some_and(|due| due < timer.deadline()) {
                             timer.as_mut().reset(self.next_check());
@@ -286,7 +286,7 @@ impl<C: Conversation> Socket<C> {
                     }
                 }
                 Event::Timer => {
-                    self.on_timer().await?;
+                    Box::pin(self.on_timer()).await?;
                     timer.as_mut().reset(self.next_check());
                 }
             }
@@ -339,8 +339,7 @@ impl<C: Conversation> Socket<C> {
             }
             Incoming::Pong => return Ok(()),
         };
-        // Boxed, so that what a message needs takes no room while none is there.
-        let answered = Box::pin(self.conversation.on_text(&text)).await;
+        let answered = self.conversation.on_text(&text).await;
         self.writer.flush();
         answered.map_err(End::Close)
     }
