@@ -1,51 +1,14 @@
 // Pages that cannot have a WebSocket, with the options of the README and the transports that pusher-js chooses itself.
 
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { createServer } from 'node:net';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { describe, test } from 'node:test';
 
-import { atEnd } from '../support/at-end.js';
-import { until } from '../support/events.js';
 import { serveWorld } from '../support/in-page.js';
 import { startRaptor } from '../support/raptor.js';
+import { startNginx } from './nginx.js';
 
 const FALLBACK_AFTER_MS = 5_000; // in plain HTTP (7.1)
 const WITHIN_MS = 2_000;
-
-/** nginx as Debian has it, with its default buffering, HTTP/1.0 to the server and no upgrades: what a WebSocket asks for is refused. */
-async function startNginx(server) {
-  const probe = createServer().listen(0, '127.0.0.1');
-  await once(probe, 'listening');
-  const { port } = probe.address();
-  await new Promise((resolve) => { probe.close(resolve); });
-  const directory = mkdtempSync(join(tmpdir(), 'raptor-nginx-'));
-  const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map((name) => `${name}_temp_path ${directory}/${name};`).join(' ');
-  writeFileSync(join(directory, 'nginx.conf'), `
-    ${process.getuid() === 0 ? 'user root;' : ''} daemon off; pid ${directory}/pid; error_log ${directory}/error.log; worker_processes 1;
-    events { worker_connections 512; }
-    http {
-      access_log off; ${temporary}
-      server {
-        listen 127.0.0.1:${port};
-        if ($http_upgrade) { return 403; }
-        location / { proxy_pass http://127.0.0.1:${server.port}; }
-      }
-    }`);
-  const child = spawn('nginx', ['-c', join(directory, 'nginx.conf'), '-e', join(directory, 'error.log')], { stdio: 'ignore' });
-  atEnd(async () => {
-    const ended = child.exitCode === null && once(child, 'exit');
-    child.kill('SIGTERM');
-    await ended;
-    rmSync(directory, { recursive: true, force: true });
-  });
-  await until(() => fetch(`http://127.0.0.1:${port}/livez`).then(({ ok }) => ok, () => false), 'nginx listens');
-  return { port };
-}
 
 /** Opens a page, lets pusher-js connect with the options of the README, and returns when it did what, and which hosts the page asked. */
 async function connect(version, server, { proxy = server, breakPage, options = {} }) {
