@@ -159,6 +159,8 @@ impl Upgrade {
                 Ok(socket) => socket.run().await,
                 Err(close) => (End::Close(close.clone()), Vec::new()),
             };
+            // It has left everything before the peer, which may be slow, is told.
+            drop(opened.socket);
             Box::pin(part(&opened.stream, end, begun, &settings)).await;
         });
         self.response
