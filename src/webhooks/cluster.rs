@@ -362,6 +362,7 @@ pub(super) mod testing {
 
     use redis::aio::{ConnectionLike, MultiplexedConnection};
     use redis::{Client, Pipeline};
+    use tokio::net::UnixStream;
 
     use super::*;
 
@@ -391,7 +392,8 @@ pub(super) mod testing {
                 .expect("redis-server is installed");
             let redis = Self { process, dir };
             let started = async {
-                while !redis.dir.join("socket").exists() {
+                let socket = redis.dir.join("socket");
+                while UnixStream::connect(&socket).await.is_err() {
                     sleep(Duration::from_millis(5)).await;
                 }
             };

@@ -269,12 +269,6 @@ impl Redis {
         self.0.partition(channel).caught_up().await;
     }
 
-    /// Ends as a process that is killed: nobody is told.
-    #[cfg(test)]
-    fn die(&self) {
-        self.0.stop.cancel();
-    }
-
     /// The nodes that Redis knows.
     pub async fn nodes(settings: &Settings) -> Result<Vec<NodeInfo>, String> {
         let registry = Registry::of(settings).await?;
@@ -370,7 +364,13 @@ impl Backend for Redis {
         keep: Option<Duration>,
         fact: Option<FactKind>,
     ) -> Done<'_, ()> {
-        Box::pin(self.0.publish(event, keep, fact))
+        if fact.is_none() {
+            return Box::pin(self.0.publish(event, keep, None));
+        }
+        // To its end, also if whoever publishes goes: what is stated would be so once more.
+        let inner = self.0.clone();
+        let published = tokio::spawn(async move { inner.publish(event, keep, fact).await });
+        Box::pin(async move { drop(published.await) })
     }
 
     fn join<'a>(

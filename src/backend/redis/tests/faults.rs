@@ -17,7 +17,7 @@ impl Setup {
         let (mut nodes, mut proxies) = (Vec::new(), Vec::new());
         for _ in 0..count {
             let proxy = Proxy::to(server.port).await;
-            let node = start(&proxy.url(), "faults").await;
+            let node = start(&proxy.url(), "faults");
             timeout(SOON, node.redis.connected())
                 .await
                 .expect("no connection");

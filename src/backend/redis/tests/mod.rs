@@ -3,6 +3,7 @@
 mod faults;
 mod schedule;
 mod server;
+mod thread;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -13,6 +14,7 @@ use crate::backend::contract::{self, Node, Peer, channel};
 use crate::backend::fact_queue;
 use crate::model::Fact;
 use server::RedisServer;
+use thread::Thread;
 use tokio::sync::mpsc;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -22,21 +24,24 @@ pub struct TestNode {
     node: Node,
     redis: Arc<Redis>,
     facts: mpsc::Receiver<Fact>,
+    thread: Thread,
 }
 
-async fn start(url: &str, prefix: &str) -> TestNode {
+fn start(url: &str, prefix: &str) -> TestNode {
     static NUMBER: AtomicU32 = AtomicU32::new(1);
     let (sink, facts) = fact_queue(100_000);
     let (hub, ids) = (
         Arc::new(Hub::new()),
         Arc::new(IdSource::new(NUMBER.fetch_add(1, Ordering::Relaxed))),
     );
-    let redis = start_redis(url, prefix, &hub, &ids, sink);
+    let thread = Thread::start();
+    let redis = thread.enter(|| start_redis(url, prefix, &hub, &ids, sink));
     let backend = redis.clone();
     TestNode {
         node: Node { hub, backend, ids },
         redis,
         facts,
+        thread,
     }
 }
 

@@ -12,6 +12,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::faults::Setup;
 use super::server::Weather;
+use super::thread::Paused;
 use super::*;
 
 const ROUNDS: usize = 3;
@@ -90,9 +91,11 @@ enum Fault {
     Pause,
     /// A node dies with its clients, and another takes its place.
     NodeDeath,
+    /// A node stands still.
+    NodePause,
 }
 
-const FAULTS: [Fault; 7] = [
+const FAULTS: [Fault; 8] = [
     Fault::Weather(Weather::Refused),
     Fault::Weather(Weather::Blackhole),
     Fault::Weather(Weather::HalfDead),
@@ -100,6 +103,7 @@ const FAULTS: [Fault; 7] = [
     Fault::Death,
     Fault::Pause,
     Fault::NodeDeath,
+    Fault::NodePause,
 ];
 
 /// A cluster with its clients.
@@ -108,8 +112,8 @@ struct World {
     clients: Vec<Client>,
     users: usize,
     said: Vec<Said>,
-    /// A node that is dead now.
-    dead: Option<usize>,
+    /// A node that is dead or stands still now.
+    out: Option<(usize, Option<Paused>)>,
 }
 
 #[tokio::test]
@@ -128,7 +132,7 @@ async fn random_faults_leave_no_ghosts_no_doubles_and_no_gaps() {
         clients: Vec::new(),
         users: 0,
         said: Vec::new(),
-        dead: None,
+        out: None,
     };
     let mut slowest = Duration::ZERO;
     for round in 0..rounds {
@@ -192,9 +196,13 @@ impl World {
             Fault::Death => self.setup.server.kill(),
             Fault::Pause => self.setup.server.signal("STOP"),
             Fault::NodeDeath => {
-                self.setup.nodes[victim].redis.die();
+                self.setup.nodes[victim].thread.die();
                 self.clients.retain(|client| client.node != victim);
-                self.dead = Some(victim);
+                self.out = Some((victim, None));
+            }
+            Fault::NodePause => {
+                let paused = self.setup.nodes[victim].thread.pause();
+                self.out = Some((victim, Some(paused)));
             }
         }
     }
@@ -206,18 +214,22 @@ impl World {
             Fault::Pause => self.setup.server.signal("CONT"),
             _ => {}
         }
-        if let Some(dead) = self.dead.take() {
-            self.setup.nodes[dead] = start(&self.setup.proxies[dead].url(), "faults").await;
+        if let Some((dead, None)) = self.out.take() {
+            self.setup.nodes[dead] = start(&self.setup.proxies[dead].url(), "faults");
         }
     }
 
     /// One that lives.
     fn node(&self, random: &mut Random) -> usize {
         let node = random.below(NODES);
-        match self.dead == Some(node) {
+        match self.is_out(node) {
             true => (node + 1) % NODES,
             false => node,
         }
+    }
+
+    fn is_out(&self, node: usize) -> bool {
+        self.out.as_ref().is_some_and(|(out, _)| *out == node)
     }
 
     async fn come(&mut self, random: &mut Random) {
@@ -245,7 +257,11 @@ impl World {
     }
 
     async fn go(&mut self, random: &mut Random) {
-        let client = self.clients.swap_remove(random.below(self.clients.len()));
+        let at = random.below(self.clients.len());
+        if self.is_out(self.clients[at].node) {
+            return;
+        }
+        let client = self.clients.swap_remove(at);
         let redis = &self.setup.nodes[client.node].redis;
         redis.leave(&channel("presence-room"), client.peer.id).await;
     }
