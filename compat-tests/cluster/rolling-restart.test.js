@@ -95,7 +95,15 @@ test('three nodes are restarted one after the other, and every client is back in
     if (nth % 50 === 49) await until(() => clients.at(-1).channels[0].subscribed, 'some are there', 20_000);
   }
   const missing = () => clients.filter((client) => !client.isBack()).length;
-  const allAreBack = (when) => until(() => missing() === 0, () => `${when}: ${missing()} clients are missing`, BACK_WITHIN_MS);
+  const states = () => {
+    const counts = {};
+    for (const { pusher, channels } of clients.filter((client) => !client.isBack())) {
+      const state = [pusher.connection.state, ...channels.map(({ subscribed }) => subscribed), Object.keys(channels[1].members.members).length].join(' ');
+      counts[state] = (counts[state] ?? 0) + 1;
+    }
+    return JSON.stringify(counts);
+  };
+  const allAreBack = (when) => until(() => missing() === 0, () => `${when}: ${missing()} clients are missing: ${states()}`, BACK_WITHIN_MS);
   await allAreBack('at first');
 
   let [sent, refused, publishing] = [0, 0, true];
