@@ -23,7 +23,8 @@ const CONNECTIONS = Number(process.env.RAPTOR_CONNECTIONS ?? 150);
 const EVENTS_PER_SEC = Number(process.env.RAPTOR_EVENTS_PER_SEC ?? 50);
 const IN_A_ROOM = 5;
 const SPREAD_SECS = Number(process.env.RAPTOR_SPREAD_SECS ?? 2);
-const BACK_WITHIN_MS = 10_000 + CONNECTIONS * 4;
+/** A client that gets no answer within 10 s comes back after 15 s. */
+const BACK_WITHIN_MS = 30_000 + CONNECTIONS * 10;
 
 /** nginx in front of servers, each connection to the next of them that is there. */
 async function startNginx(servers) {
