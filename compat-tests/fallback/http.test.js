@@ -102,6 +102,24 @@ describe('over HTTP', { concurrency: 4, timeout: 60_000 }, () => {
     assert.deepEqual([answer.status, origin, methods, headers, age], [204, '*', 'POST, OPTIONS', 'content-type', '31536000']);
   });
 
+  test('XDomainRequest sends no type, or plain text, and is served all the same', async () => {
+    const server = await startRaptor();
+    for (const type of [undefined, 'text/plain', 'text/plain;charset=UTF-8']) {
+      for (const transport of ['xhr_streaming', 'xhr']) {
+        const client = clientOf(server);
+        const headers = { 'Content-Type': type, Origin: 'http://page.example' };
+        const first = client.request(transport, { headers });
+        await until(() => first.text.includes('connection_established'));
+        assert.equal(first.headers['access-control-allow-origin'], '*');
+        const sent = await client.request('xhr_send', { headers, body: JSON.stringify([JSON.stringify({ event: 'pusher:subscribe', data: { channel: 'room' } })]) }).ended;
+        assert.deepEqual([sent.status, sent.headers['access-control-allow-origin']], [204, '*']);
+        const next = transport === 'xhr' ? client.request('xhr', { headers }) : first;
+        await until(() => next.text.includes('subscription_succeeded'));
+        next.abort();
+      }
+    }
+  });
+
   test('a peer of HTTP/1.0 gets a stream without chunks', async () => {
     const server = await startRaptor();
     const { connect } = await import('node:net');

@@ -118,7 +118,9 @@ impl Numbers {
     /// Whether it is new.
     pub fn note(&self, stamp: Stamp, now: Instant) -> bool {
         let mut seen = self.browser.seen();
-        if seen.is_first(self.session) && !seen.has_come(stamp.number - 1) {
+        // That looks at every session of the browser: not while the wait is short anyway.
+        let is_patient = seen.patience(now) == WAIT;
+        if is_patient && seen.is_first(self.session) && !seen.has_come(stamp.number - 1) {
             seen.gave_up_at = Some(now);
         }
         let until = now + seen.patience(now);
