@@ -283,6 +283,69 @@ describe('better than Faye', { concurrency: true, timeout: 30_000, skip: IS_FAYE
     assert.deepEqual((await second).map(({ data }) => data), [undefined, 'new']);
   });
 
+  test('10,000 numbered messages arrive in order and once, while the session goes from one transport to another and back', { timeout: 120_000 }, async () => {
+    const [count, change, batch, lagMax] = [10_000, 700, 10, 300];
+    const [q, session] = [name(), await handshake(url)];
+    const { clientId } = session;
+    await session.subscribe(q);
+    const phases = [];
+    const received = () => phases.reduce((sum, { got }) => sum + got.length, 0);
+    const numbers = (messages) => messages.filter(({ channel }) => channel === q).map(({ data }) => data);
+
+    /** Each takes messages from its first connect on, until the next one's first connect. */
+    const over = {
+      async websocket(phase) {
+        const socket = await openSocket();
+        const connect = () => socket.send({ channel: '/meta/connect', clientId, connectionType: 'websocket' });
+        socket.socket.on('message', (text) => {
+          const messages = JSON.parse(text);
+          phase.got.push(...numbers(messages));
+          if (!phase.isOver && messages.some(({ channel }) => channel === '/meta/connect')) connect();
+        });
+        connect();
+        await until(() => phase.got.length > 0, 'the first on the socket');
+      },
+      async 'long-polling'(phase) {
+        (async () => {
+          while (!phase.isOver) phase.got.push(...numbers(await session.connect()));
+        })().catch((error) => phase.got.push(error));
+      },
+      async eventsource(phase) {
+        const { body } = await fetch(`${url}/${clientId}`, { headers: { Accept: 'text/event-stream' } });
+        (async () => {
+          let text = '';
+          for await (const chunk of body.pipeThrough(new TextDecoderStream())) {
+            const lines = (text + chunk).split('\r\n');
+            text = lines.pop();
+            for (const line of lines) if (line.startsWith('data: ')) phase.got.push(...numbers(JSON.parse(line.slice('data: '.length))));
+          }
+        })().catch((error) => phase.got.push(error));
+        await session.connect(0, { connectionType: 'eventsource' });
+      },
+    };
+    const kinds = Object.values(over);
+    let changes = 0;
+    async function goOn() {
+      const phase = { got: [], isOver: false };
+      const before = phases.at(-1);
+      if (before) before.isOver = true;
+      phases.push(phase);
+      await kinds[changes++ % kinds.length](phase);
+    }
+
+    let [sent, changing] = [0, goOn()];
+    while (sent < count) {
+      await post(url, Array.from({ length: batch }, () => ({ channel: q, data: sent++ })));
+      if (sent % change === 0) changing = changing.then(goOn);
+      await until(() => received() >= sent - lagMax, () => `${received()} of ${sent} after ${changes} transports`, 20_000);
+    }
+    await changing;
+    await until(() => received() >= count, () => `${received()} of ${count}`);
+    assert.deepEqual(phases.flatMap(({ got }) => got), Array.from({ length: count }, (_, n) => n));
+    assert.equal(changes, 1 + Math.floor(count / change));
+    assert.ok(phases.every(({ got }) => got.length > 0));
+  });
+
   test('a message written into an aborted poll comes with the next', async () => {
     const session = await handshake(url);
     const q = name();

@@ -72,9 +72,8 @@ impl Channel {
         acknowledgement: Acknowledgement,
         roster_version: u64,
     ) {
-        let (Some(held), Some(subscription)) =
-            (self.pending.remove(&id), self.subscriptions.get(&id))
-        else {
+        let held = self.no_longer_pending(id);
+        let (Some(held), Some(subscription)) = (held, self.subscriptions.get(&id)) else {
             return;
         };
         self.audience = None;
@@ -99,7 +98,7 @@ impl Channel {
 
     pub fn leave(&mut self, id: SocketId, version: u64) -> Option<Departure> {
         let subscription = self.subscriptions.remove(&id)?;
-        self.pending.remove(&id);
+        self.no_longer_pending(id);
         self.audience = None;
         let member_gone = (subscription.member).and_then(|m| self.presence.remove(&m.user_id));
         Some(Departure {
@@ -109,6 +108,16 @@ impl Channel {
             users: self.presence.len() as u64,
             version,
         })
+    }
+
+    /// What was held back for it. The table's memory is given back with the last: most channels
+    /// are quiet most of the time.
+    fn no_longer_pending(&mut self, id: SocketId) -> Option<Vec<Event>> {
+        let held = self.pending.remove(&id);
+        if self.pending.is_empty() {
+            self.pending = HashMap::new();
+        }
+        held
     }
 
     /// Whether the event is a subscription count older than one that was handed over.

@@ -6,11 +6,9 @@
 
 use std::collections::VecDeque;
 use std::mem;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
-
-use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::lock;
 use crate::metrics::{CUT_OFFS, CutOff, DELIVERY_SECONDS};
@@ -20,15 +18,11 @@ const KEPT_FRAMES_MAX: usize = 64;
 
 /// One message to a peer, encoded. Cloning shares the bytes.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Frame(Utf8Bytes);
+pub struct Frame(Arc<str>);
 
 impl Frame {
     pub fn as_str(&self) -> &str {
-        self.0.as_str()
-    }
-
-    pub fn into_text(self) -> Utf8Bytes {
-        self.0
+        &self.0
     }
 
     /// The bytes it is charged with: a flood of empty frames costs memory too.
@@ -232,7 +226,6 @@ fn wake_owner(mut state: MutexGuard<'_, State>) {
 mod tests {
     use super::*;
     use std::future::poll_fn;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::Wake;
 

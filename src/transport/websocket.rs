@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -147,23 +146,22 @@ impl Upgrade {
         settings: Arc<Settings>,
         conversation: impl FnOnce() -> Result<C, Close> + Send + 'static,
     ) -> Response {
-        let on_upgrade = self.on_upgrade;
         let tasks = settings.tasks.clone();
+        let opening = open(self.on_upgrade, conversation, settings.clone());
+        // What comes before and after is boxed, so that it takes no room in the task while the
+        // connection lives.
+        let opening = Box::pin(opening);
         tasks.spawn(async move {
-            let Some((stream, received, _seat)) = open(on_upgrade).await else {
+            let Some(mut opened) = opening.await else {
                 return;
             };
-            let stream = Arc::new(stream);
-            let (end, begun) = match conversation() {
-                Ok(conversation) => {
-                    Socket::new(stream.clone(), &received, conversation, settings.clone())
-                        .run()
-                        .await
-                }
-                Err(close) => (End::Close(close), Vec::new()),
+            let (end, begun) = match &mut opened.socket {
+                Ok(socket) => socket.run().await,
+                Err(close) => (End::Close(close.clone()), Vec::new()),
             };
-            // Boxed, so that it takes no room in the task while the connection lives.
-            Box::pin(part(&stream, end, begun, &settings)).await;
+            // It has left everything before the peer, which may be slow, is told.
+            drop(opened.socket);
+            Box::pin(part(&opened.stream, end, begun, &settings)).await;
         });
         self.response
     }
@@ -181,12 +179,33 @@ fn has_word(headers: &HeaderMap, name: HeaderName, word: &str) -> bool {
     words.any(|given| given.trim().eq_ignore_ascii_case(word))
 }
 
-/// The socket behind an upgrade, what came of it behind the request, and what it counts as.
-async fn open(on_upgrade: OnUpgrade) -> Option<(Stream, Bytes, Seat)> {
+/// A connection that has become a WebSocket.
+struct Opened<C: Conversation> {
+    stream: Arc<Stream>,
+    /// `Err`: nobody wants to talk.
+    socket: Result<Socket<C>, Close>,
+    /// It counts as long as it is open.
+    _seat: Seat,
+}
+
+/// The socket behind an upgrade. Of the HTTP connection nothing is kept, not even the buffer that
+/// is behind what was received, be it empty.
+async fn open<C: Conversation>(
+    on_upgrade: OnUpgrade,
+    conversation: impl FnOnce() -> Result<C, Close>,
+    settings: Arc<Settings>,
+) -> Option<Opened<C>> {
     let upgraded = on_upgrade.await.ok()?;
     let parts = upgraded.downcast::<TokioIo<Receipted>>().ok()?;
     let (stream, seat) = parts.io.into_inner().into_parts().ok()?;
-    Some((stream, parts.read_buf, seat))
+    let stream = Arc::new(stream);
+    let socket = conversation()
+        .map(|conversation| Socket::new(stream.clone(), &parts.read_buf, conversation, settings));
+    Some(Opened {
+        stream,
+        socket,
+        _seat: seat,
+    })
 }
 
 struct Socket<C: Conversation> {
@@ -239,7 +258,8 @@ impl<C: Conversation> Socket<C> {
     }
 
     async fn converse(&mut self) -> Result<Infallible, End> {
-        self.hear().await?;
+        // Boxed as all that is rare, so that it takes no room in the task while nothing happens.
+        Box::pin(self.hear()).await?;
         self.writer.flush();
         let mut timer = pin!(sleep_until(self.next_check()));
         loop {
@@ -257,11 +277,10 @@ impl<C: Conversation> Socket<C> {
                 Event::Attention(Attention::Stopped(Stopped::Close(close))) => {
                     return Err(End::Close(close));
                 }
-                // Boxed, so that it takes no room in the task while the connection lives.
                 Event::Attention(Attention::Blocked) => Box::pin(self.unblock()).await?,
                 Event::Readable => {
                     if self.receive()? {
-                        self.hear().await?;
+                        Box::pin(self.hear()).await?;
                         let due = self.conversation.deadline();
                         if due.is_some_and(|due| due < timer.deadline()) {
                             timer.as_mut().reset(self.next_check());
@@ -269,7 +288,7 @@ impl<C: Conversation> Socket<C> {
                     }
                 }
                 Event::Timer => {
-                    self.on_timer().await?;
+                    Box::pin(self.on_timer()).await?;
                     timer.as_mut().reset(self.next_check());
                 }
             }
@@ -322,8 +341,7 @@ impl<C: Conversation> Socket<C> {
             }
             Incoming::Pong => return Ok(()),
         };
-        // Boxed, so that what a message needs takes no room while none is there.
-        let answered = Box::pin(self.conversation.on_text(&text)).await;
+        let answered = self.conversation.on_text(&text).await;
         self.writer.flush();
         answered.map_err(End::Close)
     }
