@@ -8,9 +8,9 @@ RUN cargo build --release --locked
 
 FROM debian:trixie-slim
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --no-create-home raptor
+    && useradd --system --uid 10001 --no-create-home raptor
 COPY --from=build /src/target/release/raptor /usr/bin/raptor
-USER raptor
+USER 10001
 EXPOSE 6001
 ENTRYPOINT ["/usr/bin/raptor"]
 CMD ["serve", "--config", "/etc/raptor/raptor.toml"]

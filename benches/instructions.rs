@@ -2,17 +2,20 @@
 //! under callgrind. Counts do not vary with the machine's noise.
 //!
 //! - `delivery`: one event to 1,000 subscribers, from the hub to the bytes of each frame;
-//! - `publish`: what is checked and read of one signed request.
+//! - `publish`: what is checked and read of one signed request;
+//! - `counting`: what metrics add to one event, however many receive it.
 //!
-//! `cargo bench --bench instructions -- delivery|publish TIMES`
+//! `cargo bench --bench instructions -- delivery|publish|counting TIMES`
 
 use std::collections::VecDeque;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::task::{Context, Waker};
+use std::time::Instant;
 
 use raptor::auth::{Secret, SignedRequest};
 use raptor::hub::{Acknowledgement, Hub, Outbox, Subscriber};
+use raptor::metrics::{DELIVERIES, DELIVERY_SECONDS, EVENTS, HTTP_ANSWERS};
 use raptor::model::ids::IdSource;
 use raptor::model::{AppId, Body, ChannelId, ChannelName, Event, Message};
 use raptor::pusher::WEBSOCKET;
@@ -30,6 +33,7 @@ fn main() {
     match times {
         Some(times) if names("delivery") => delivery(times),
         Some(times) if names("publish") => publish(times),
+        Some(times) if names("counting") => counting(times),
         _ => println!("benches/count-instructions counts this one's instructions"),
     }
 }
@@ -100,5 +104,15 @@ fn publish(times: u64) {
         let parameters = black_box(request).verify(NOW_SECS, |_| Some(&secret));
         assert!(parameters.is_ok());
         assert!(rest::Trigger::parse(black_box(body.as_bytes())).is_ok());
+    }
+}
+
+fn counting(times: u64) {
+    for _ in 0..times {
+        let arrived = Instant::now();
+        EVENTS.add(black_box("1"), 1);
+        DELIVERIES.add(black_box("1"), black_box(SUBSCRIBERS as u64));
+        DELIVERY_SECONDS.observe(arrived.elapsed());
+        HTTP_ANSWERS.count(black_box(200));
     }
 }

@@ -9,8 +9,9 @@ use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 use std::task::{Poll, ready};
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 /// A server under test, ended when dropped.
 pub struct Server {
@@ -94,6 +95,18 @@ impl Stream {
         }
     }
 
+    /// One for which the kernel, on both sides, keeps little.
+    async fn narrow(port: u16) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        SockRef::from(&socket).set_tcp_mss(536).unwrap();
+        let stream = socket.connect(([127, 0, 0, 1], port).into()).await;
+        Self {
+            stream: stream.expect("the server listens"),
+            unread: Vec::new(),
+        }
+    }
+
     async fn write(&mut self, bytes: &[u8]) -> Option<()> {
         self.stream.write_all(bytes).await.ok()
     }
@@ -133,7 +146,15 @@ pub struct WebSocket(Stream);
 
 impl WebSocket {
     pub async fn connect(port: u16, path: &str) -> Self {
-        let mut stream = Stream::connect(port).await;
+        Self::open(Stream::connect(port).await, path).await
+    }
+
+    /// For a peer that is to be slow soon when it stops reading.
+    pub async fn narrow(port: u16, path: &str) -> Self {
+        Self::open(Stream::narrow(port).await, path).await
+    }
+
+    async fn open(mut stream: Stream, path: &str) -> Self {
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n\
              Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
@@ -160,6 +181,12 @@ impl WebSocket {
         }
         frame.extend([0; 4]);
         frame.extend_from_slice(text.as_bytes());
+        self.0.write(&frame).await.expect("the server reads");
+    }
+
+    /// Says goodbye.
+    pub async fn close(&mut self) {
+        let frame = [0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8];
         self.0.write(&frame).await.expect("the server reads");
     }
 

@@ -15,7 +15,7 @@ import { APP, Peer, appNamed, auth } from '../raw/peer.js';
 import { WebSocket } from '../raw/websocket.js';
 
 const ROTATIONS = 20;
-const CONNECTIONS = 200;
+const CONNECTIONS = Number(process.env.RAPTOR_CONNECTIONS ?? 200);
 
 const withKey = (key, app = APP) => Object.freeze({ ...app, key, secret: `${key}-secret` });
 

@@ -20,7 +20,7 @@ const directory = mkdtempSync(join(tmpdir(), 'raptor-tls-'));
 atEnd(() => rmSync(directory, { recursive: true, force: true }));
 const file = (name) => join(directory, name);
 const SWAPS = 20;
-const CONNECTIONS = 50;
+const CONNECTIONS = Number(process.env.RAPTOR_CONNECTIONS ?? 50);
 
 function use(name) {
   copyFileSync(file(`${name}.pem`), file('chain.pem'));

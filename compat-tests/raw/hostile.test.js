@@ -2,6 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { connect } from 'node:net';
+import { deflateRawSync, gzipSync } from 'node:zlib';
 import { describe, test } from 'node:test';
 
 import { SOON_MS, sleep, until } from '../support/events.js';
@@ -133,6 +134,19 @@ describe('one that sends', { timeout: 120_000 }, () => {
     const answer = await api.post('/events', 'x'.repeat(2_000_000));
     assert.equal(answer.status, 413);
     assert.equal((await cutOffs('body_too_large')) - before, 1);
+  });
+
+  test('something compressed is not unpacked: it was agreed upon by nobody, and no body is', async () => {
+    const offering = await Peer.connect(raptor, { headers: { 'Sec-WebSocket-Extensions': 'permessage-deflate; client_max_window_bits' } });
+    assert.equal(offering.socket.answer.headers['sec-websocket-extensions'], undefined);
+    const before = await cutOffs('protocol_error');
+    offering.socket.sendFrame({ opcode: 1, payload: deflateRawSync(Buffer.alloc(50_000_000)), rsv: 4 });
+    await offering.isClosedSilently(1002);
+    assert.equal((await cutOffs('protocol_error')) - before, 1);
+    const bomb = gzipSync(JSON.stringify({ name: 'e', channels: ['c'], data: 'x'.repeat(50_000_000) }));
+    const memory = await sample(raptor, 'process_resident_memory_bytes');
+    for (let n = 0; n < 20; n += 1) assert.equal((await api.post('/events', bomb, { headers: { 'Content-Encoding': 'gzip', 'Content-Type': 'application/json' } })).status, 400);
+    assert.ok((await sample(raptor, 'process_resident_memory_bytes')) - memory < 20_000_000, 'nothing was unpacked');
   });
 
   test('pings without end and reads nothing is cut off', async () => {

@@ -38,7 +38,7 @@ mod keys;
 mod link;
 mod nodes;
 mod partition;
-mod record;
+pub mod record;
 mod scripts;
 mod target;
 #[cfg(test)]
