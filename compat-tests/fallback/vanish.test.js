@@ -11,7 +11,7 @@ import { samples, startObserved } from '../operate/metrics.js';
 import { QUERY, clientOf, sockJsOf } from './peer.js';
 
 const SESSIONS = 50;
-const CUT_MS = 3_500; // two seconds, one to notice, and the time to ask
+const CUT_MS = 4_000; // two seconds, one to notice, and some time to ask
 const ANSWERED_MS = 4_500; // three seconds
 
 /** How each transport opens a session that receives; `cut` breaks what it holds open, `ms` is the time it has then. */

@@ -155,3 +155,20 @@ test('dead letters in Redis are listed, shown, and replayed, with every attempt'
   await until(async () => / delivered .* 3 attempts, status 200$/.test(await webhooks('list')));
   assert.match(await webhooks('show', id), /^body +not kept/m);
 });
+
+test('a Redis that comes back empty makes no event, and who leaves afterwards is told gone', async () => {
+  const receiver = await Receiver.start();
+  const forgetful = await startRedis();
+  const nodes = await startNodes(2, receiver.endpoint(), forgetful);
+  const peers = await Promise.all(nodes.map((node) => Peer.connect(node)));
+  await Promise.all(peers.map((peer, nth) => peer.askToSubscribe('presence-room', { channelData: JSON.stringify({ user_id: `u${nth}` }) })));
+  await until(() => about(receiver, 'presence-room').length === 3, () => JSON.stringify(receiver.events), 15_000);
+  await forgetful.kill();
+  await forgetful.restart();
+  // From the lost lease to the next dispatcher.
+  await sleep(8_000);
+  assert.equal(about(receiver, 'presence-room').length, 3);
+  for (const peer of peers) peer.socket.vanish();
+  await until(() => about(receiver, 'presence-room').length >= 6, () => JSON.stringify(receiver.events), 20_000);
+  assert.deepEqual(about(receiver, 'presence-room').slice(3).sort(), ['channel_vacated', 'member_removed u0', 'member_removed u1']);
+});

@@ -62,6 +62,7 @@ impl FactSink {
         self.send(Fact::Channel(ChannelFact {
             channel: channel.clone(),
             kind,
+            is_told: false,
             at_ms: now_ms(),
         }));
     }

@@ -19,6 +19,8 @@ pub enum Fact {
 pub struct ChannelFact {
     pub channel: ChannelId,
     pub kind: FactKind,
+    /// The application has been told; who tells it may have lost that.
+    pub is_told: bool,
     /// Milliseconds since 1970.
     pub at_ms: u64,
 }

@@ -169,12 +169,13 @@ pub async fn send(
     action: Action,
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Response {
-    if let Some(session) = request.fallback.sessions.find(session_id) {
-        let said = request.headers.get(PARENT_ORIGIN);
-        let origin = said.or_else(|| request.headers.get(ORIGIN)).cloned();
-        let peer = request.peer;
-        session.client.introduce(Visitor { origin, peer });
-    }
+    let Some(session) = request.fallback.sessions.find(session_id) else {
+        return text(StatusCode::NOT_FOUND, "Unknown session");
+    };
+    let said = request.headers.get(PARENT_ORIGIN);
+    let origin = said.or_else(|| request.headers.get(ORIGIN)).cloned();
+    let peer = request.peer;
+    session.client.introduce(Visitor { origin, peer });
     if action == Action::XhrSend {
         return xhr::send(request, session_id, body, |text| text).await;
     }

@@ -145,6 +145,8 @@ struct Line<'l> {
     app: Text<'l>,
     channel: Text<'l>,
     at_ms: u64,
+    #[serde(default)]
+    is_told: bool,
     #[serde(flatten)]
     kind: Kind<'l>,
 }
@@ -200,6 +202,7 @@ pub(super) fn write(serial: u64, fact: &ChannelFact) -> Vec<u8> {
         app: fact.channel.app.as_str().into(),
         channel: fact.channel.name.as_str().into(),
         at_ms: fact.at_ms,
+        is_told: fact.is_told,
         kind: match &fact.kind {
             FactKind::ChannelOccupied => Kind::ChannelOccupied,
             FactKind::ChannelVacated => Kind::ChannelVacated,
@@ -287,6 +290,7 @@ pub(super) fn read(line: &[u8]) -> Option<(u64, Fact)> {
     let fact = ChannelFact {
         channel: ChannelId::new(&AppId::new(&line.app), &name),
         kind,
+        is_told: line.is_told,
         at_ms: line.at_ms,
     };
     Some((line.serial, Fact::Channel(fact)))
@@ -348,6 +352,7 @@ mod tests {
                 &ChannelName::parse("presence-c", 99).unwrap(),
             ),
             kind,
+            is_told: false,
             at_ms: 5,
         })
         .into()

@@ -95,14 +95,19 @@ impl Settler {
 
     /// What the fact gives at once.
     pub fn fact(&mut self, fact: ChannelFact, now: Instant) -> Option<Settled> {
-        let ChannelFact { channel, kind, .. } = fact;
+        let ChannelFact {
+            channel,
+            kind,
+            is_told,
+            ..
+        } = fact;
         let subject = |user_id: Option<&UserId>| Subject {
             channel: channel.clone(),
             user_id: user_id.cloned(),
         };
         let (is_news, told) = match &kind {
-            FactKind::ChannelOccupied => self.arrives(subject(None))?,
-            FactKind::MemberAdded { user_id } => self.arrives(subject(Some(user_id)))?,
+            FactKind::ChannelOccupied => self.arrives(subject(None), is_told)?,
+            FactKind::MemberAdded { user_id } => self.arrives(subject(Some(user_id)), is_told)?,
             FactKind::ChannelVacated => self.leaves(subject(None), now)?,
             FactKind::MemberRemoved { user_id } => self.leaves(subject(Some(user_id)), now)?,
             FactKind::CacheMiss => {
@@ -143,10 +148,14 @@ impl Settler {
     }
 
     /// Whether the application is told, and what is to be remembered.
-    fn arrives(&mut self, subject: Subject) -> Option<(bool, Option<(Subject, Told)>)> {
+    fn arrives(
+        &mut self,
+        subject: Subject,
+        is_told: bool,
+    ) -> Option<(bool, Option<(Subject, Told)>)> {
         let before = self.subjects.insert(subject.clone(), State::Present);
         let is_news = match before {
-            None => true,
+            None => !is_told,
             Some(State::Leaving(_)) => false,
             Some(State::Present) => return None,
         };
@@ -218,11 +227,13 @@ mod tests {
         settler: Settler,
         now: Instant,
         room: ChannelId,
+        is_told: bool,
     }
 
     fn setup() -> Setup {
         Setup {
             settler: Settler::default(),
+            is_told: false,
             now: Instant::now(),
             room: ChannelId::new(
                 &AppId::new("1"),
@@ -236,6 +247,7 @@ mod tests {
             let fact = ChannelFact {
                 channel: self.room.clone(),
                 kind,
+                is_told: self.is_told,
                 at_ms: 0,
             };
             let settled = self.settler.fact(fact, self.now);
@@ -365,6 +377,17 @@ mod tests {
         assert_eq!(setup.pass(1), ["member_removed"]);
         assert_eq!(setup.state(joins("here")), None);
         assert!(setup.pass(60_000).is_empty());
+    }
+
+    #[test]
+    fn what_was_told_before_and_forgotten_is_not_told_again_and_its_end_is() {
+        let mut setup = setup();
+        setup.is_told = true;
+        assert_eq!(setup.state(ChannelOccupied), None);
+        assert_eq!(setup.state(joins("a")), None);
+        assert_eq!(setup.state(leaves("a")), None);
+        assert_eq!(setup.state(ChannelVacated), None);
+        assert_eq!(setup.pass(3_000), ["member_removed", "channel_vacated"]);
     }
 
     #[test]

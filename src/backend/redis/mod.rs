@@ -364,8 +364,8 @@ impl Backend for Redis {
         keep: Option<Duration>,
         fact: Option<FactKind>,
     ) -> Done<'_, ()> {
-        if fact.is_none() {
-            return Box::pin(self.0.publish(event, keep, None));
+        if fact.is_none() || !self.0.states_there() {
+            return Box::pin(self.0.publish(event, keep, fact));
         }
         // To its end, also if whoever publishes goes: what is stated would be so once more.
         let inner = self.0.clone();

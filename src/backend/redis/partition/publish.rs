@@ -80,6 +80,7 @@ impl Inner {
         let fact = ChannelFact {
             channel: event.channel.clone(),
             kind,
+            is_told: false,
             at_ms: now_us() / 1000,
         };
         let line: Arc<[u8]> = lines(&fact)?.into();

@@ -28,12 +28,15 @@ end
 
 local FACTS_MAX = 100000
 
+-- What is stated was told to the application already: whoever tells it may have lost that.
+local is_told = false
+
 -- Tells the application of a change, in the step that makes it.
 local function state(fact, app, name, user)
   if not KEYS[2] or string.sub(name, 1, 1) == '#' then return end
   local time = redis.call('TIME')
   local line = cjson.encode({
-    serial = 0, fact = fact, app = app, channel = name, user_id = user,
+    serial = 0, fact = fact, app = app, channel = name, user_id = user, is_told = is_told,
     at_ms = time[1] * 1000 + math.floor(time[2] / 1000),
   })
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', FACTS_MAX, '*', 'f', line)

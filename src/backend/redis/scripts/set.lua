@@ -10,14 +10,8 @@ local function note(kind, user)
   facts[#facts + 1] = user
 end
 local had = tonumber(redis.call('HGET', P .. 'held:' .. NODE, channel) or 0)
-local stream = KEYS[2]
--- What the application knows already is not stated again.
-local function unless_known(is_known, delta)
-  KEYS[2] = stream
-  if is_known == '1' and delta > 0 then KEYS[2] = nil end
-end
 local delta = tonumber(ARGV[7]) - had
-unless_known(ARGV[8], delta)
+is_told = ARGV[8] == '1' and delta > 0
 local _, came, went = connect(app, name, delta)
 if came and ARGV[8] == '0' then
   tell_watchers(app, name, 5)
@@ -27,7 +21,7 @@ for at = 9, #ARGV, 4 do
   local user = ARGV[at]
   local was = tonumber(redis.call('HGET', P .. 'in:' .. NODE, channel .. '\0' .. user) or 0)
   delta = tonumber(ARGV[at + 2]) - was
-  unless_known(ARGV[at + 3], delta)
+  is_told = ARGV[at + 3] == '1' and delta > 0
   local added, removed = enter(app, name, user, ARGV[at + 1], delta)
   if added and ARGV[at + 3] == '0' then note('added', user) end
   if removed then note('removed', user) end
