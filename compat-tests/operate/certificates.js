@@ -14,10 +14,10 @@ export function makeCertificate(directory, name) {
   return readFileSync(certificate, 'utf8');
 }
 
-/** Makes a certificate that another one of the directory vouches for. Returns `{cert, key}`. */
-export function signCertificate(directory, name, by) {
+/** Makes a certificate, by default a client's, that another one of the directory vouches for. Returns `{cert, key}`. */
+export function signCertificate(directory, name, by, extension = 'extendedKeyUsage=clientAuth') {
   const path = (file) => join(directory, file);
-  openssl('req', '-new', ...KEY, '-subj', `/CN=${name}`, '-addext', 'extendedKeyUsage=clientAuth', '-keyout', path(`${name}.key`), '-out', path(`${name}.csr`));
+  openssl('req', '-new', ...KEY, '-subj', `/CN=${name}`, '-addext', extension, '-keyout', path(`${name}.key`), '-out', path(`${name}.csr`));
   openssl('x509', '-req', '-in', path(`${name}.csr`), '-CA', path(`${by}.pem`), '-CAkey', path(`${by}.key`), '-CAcreateserial', '-copy_extensions', 'copy', '-days', '2', '-out', path(`${name}.pem`));
   return { cert: readFileSync(path(`${name}.pem`), 'utf8'), key: readFileSync(path(`${name}.key`), 'utf8') };
 }

@@ -1,34 +1,36 @@
-// A redis-server of a test's own.
+// Redis servers of a test's own: one, several that watch each other, with what protects them.
 
-import { spawn } from 'node:child_process';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { execFileSync, spawn } from 'node:child_process';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 import { atEnd } from './at-end.js';
+import { until } from './events.js';
 
 const START_TIMEOUT_MS = 10_000;
 
 /**
  * Starts one on a free port of 127.0.0.1, without persistence. It ends with the test file.
  *
- * @param {object} [options] `keeps`: it writes down all that it holds before anybody hears of it, and has it again after `kill` and `restart`
- * @returns {Promise<{port: number, url: string, kill: () => Promise<void>, restart: () => Promise<void>}>} `kill` loses what it held, if it does not keep it
+ * @param {object} [options] `keeps`: it writes down all that it holds before anybody hears of it, and has it again after `kill` and `restart`;
+ *   `args`: more of them; `files`: by name, what to put into its directory first
+ * @returns {Promise<{port: number, url: string, directory: string, cli: (...args: string[]) => string, kill: () => Promise<void>, restart: () => Promise<void>}>}
+ *   `kill` loses what it held, if it does not keep it
  */
-export async function startRedis({ keeps = false } = {}) {
+export async function startRedis({ keeps = false, args = [], files = {} } = {}) {
   const port = await freePort();
   const directory = mkdtempSync(join(tmpdir(), 'raptor-redis-'));
+  for (const [name, text] of Object.entries(files)) writeFileSync(join(directory, name), text);
   let child;
 
   async function start() {
     const keeping = keeps ? ['--appendonly', 'yes', '--appendfsync', 'always'] : [];
-    child = spawn('redis-server', ['--port', port, '--bind', '127.0.0.1', '--save', '', '--dir', directory, ...keeping], { stdio: 'ignore' });
-    const deadline = Date.now() + START_TIMEOUT_MS;
-    while (!(await answers(port))) {
-      if (Date.now() > deadline) throw new Error('redis-server does not start');
-      await new Promise((resolve) => setTimeout(resolve, 20));
-    }
+    // The file of a Sentinel or the like comes first.
+    const [first, rest] = files['redis.conf'] === undefined ? [[], args] : [['redis.conf'], args];
+    child = spawn('redis-server', [...first, '--port', port, '--bind', '127.0.0.1', '--dir', directory, ...(args.includes('--sentinel') ? [] : ['--save', '']), ...keeping, ...rest], { stdio: 'ignore', cwd: directory });
+    await until(() => answers(port), 'redis-server starts', START_TIMEOUT_MS);
   }
   async function kill() {
     if (child.exitCode !== null || child.signalCode !== null) return;
@@ -41,7 +43,39 @@ export async function startRedis({ keeps = false } = {}) {
     await kill();
     rmSync(directory, { recursive: true, force: true });
   });
-  return { port, url: `redis://127.0.0.1:${port}`, kill, restart: start };
+  const cli = (...command) => execFileSync('redis-cli', ['-p', port, ...command], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] }).trim();
+  return { port, url: `redis://127.0.0.1:${port}`, directory, cli, kill, restart: start };
+}
+
+/**
+ * A primary and its replica, and three Sentinels that make the replica the primary once that has been silent for `silenceMs`.
+ *
+ * @returns {Promise<{url: string, primary: object, replica: object, currentPort: () => number}>}
+ */
+export async function startSentinels({ silenceMs = 1_000 } = {}) {
+  const primary = await startRedis();
+  const replica = await startRedis({ args: ['--replicaof', '127.0.0.1', String(primary.port)] });
+  const conf = [`sentinel monitor main 127.0.0.1 ${primary.port} 2`, `sentinel down-after-milliseconds main ${silenceMs}`, 'sentinel failover-timeout main 5000', ''].join('\n');
+  const sentinels = [];
+  for (let n = 0; n < 3; n += 1) sentinels.push(await startRedis({ files: { 'redis.conf': conf }, args: ['--sentinel'] }));
+  const field = (sentinel, name) => {
+    const lines = sentinel.cli('SENTINEL', 'MASTER', 'main').split('\n');
+    return lines[lines.indexOf(name) + 1];
+  };
+  await until(() => sentinels.every((sentinel) => field(sentinel, 'num-other-sentinels') === '2' && field(sentinel, 'num-slaves') === '1'), 'the Sentinels know each other', 20_000);
+  const hosts = sentinels.map(({ port }) => `127.0.0.1:${port}`).join(',');
+  return { url: `redis-sentinel://${hosts}/main`, primary, replica, currentPort: () => Number(sentinels[0].cli('SENTINEL', 'GET-MASTER-ADDR-BY-NAME', 'main').split('\n')[1]) };
+}
+
+/** A Redis Cluster of three primaries. */
+export async function startCluster() {
+  const nodes = [];
+  // Each has a second port for the others, given so that it is free.
+  for (let n = 0; n < 3; n += 1) nodes.push(await startRedis({ args: ['--cluster-enabled', 'yes', '--cluster-port', String(await freePort())] }));
+  const addresses = nodes.map(({ port }) => `127.0.0.1:${port}`);
+  execFileSync('redis-cli', ['--cluster', 'create', ...addresses, '--cluster-replicas', '0', '--cluster-yes'], { stdio: 'ignore' });
+  await until(() => nodes.every((node) => node.cli('CLUSTER', 'INFO').includes('cluster_state:ok')), 'the cluster is complete', 20_000);
+  return { url: `redis-cluster://${addresses.join(',')}`, nodes };
 }
 
 function answers(port) {
@@ -54,7 +88,7 @@ function answers(port) {
   });
 }
 
-function freePort() {
+export function freePort() {
   return new Promise((resolve) => {
     const server = createServer().listen(0, '127.0.0.1', () => {
       const { port } = server.address();
