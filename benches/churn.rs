@@ -1,10 +1,13 @@
 //! Whether what comes and goes leaves anything behind: clients of all kinds connect, subscribe,
-//! publish and leave, politely or not, as fast as they are answered. Memory, files and tasks of the
-//! server after the first minute are compared with those at the end.
+//! publish and leave, politely or not. Memory, files and tasks of the server after the first minute
+//! are compared with those at the end.
+//!
+//! Sessions that were abandoned live on for seconds, so that memory goes by the rate: it has to be
+//! one that the machine carries all the time.
 //!
 //! ```sh
-//! cargo bench --bench churn                  # half an hour
-//! cargo bench --bench churn -- --secs 120
+//! cargo bench --bench churn                              # half an hour
+//! cargo bench --bench churn -- --secs 120 --rate 1000    # clients a second
 //! ```
 
 mod support;
@@ -20,7 +23,7 @@ use raptor::auth::Secret;
 use support::{Http, Server, WebSocket};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::sleep;
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 const CLIENTS: usize = 16;
 const SAMPLE_EVERY: Duration = Duration::from_secs(60);
@@ -38,16 +41,19 @@ const OBSERVED: [&str; 4] = [
 
 fn main() {
     let arguments: Vec<_> = env::args().collect();
-    let secs = arguments.iter().position(|a| a == "--secs");
-    let secs = secs.map_or(1_800, |at| arguments[at + 1].parse().unwrap());
+    let number = |name: &str, default: u32| {
+        let at = arguments.iter().position(|a| a == name);
+        at.map_or(default, |at| arguments[at + 1].parse().unwrap())
+    };
+    let (secs, rate) = (number("--secs", 1_800), number("--rate", 500));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
-    tokio::task::LocalSet::new().block_on(&runtime, churn(Duration::from_secs(secs)));
+    tokio::task::LocalSet::new().block_on(&runtime, churn(Duration::from_secs(secs.into()), rate));
 }
 
-async fn churn(lasts: Duration) {
+async fn churn(lasts: Duration, rate: u32) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let metrics_port = listener.local_addr().unwrap().port();
     drop(listener);
@@ -72,7 +78,10 @@ async fn churn(lasts: Duration) {
         let (walks, pausing, port) = (walks.clone(), pausing.clone(), server.port);
         tokio::task::spawn_local(async move {
             let mut publisher = Http::connect(port).await;
+            let mut pace = interval(Duration::from_secs(CLIENTS as u64) / rate);
+            pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
             for nth in client as u64.. {
+                pace.tick().await;
                 while pausing.get() {
                     sleep(Duration::from_millis(50)).await;
                 }

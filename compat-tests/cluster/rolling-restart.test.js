@@ -36,7 +36,7 @@ async function startNginx(servers) {
   const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map((name) => `${name}_temp_path ${directory}/${name};`).join(' ');
   writeFileSync(join(directory, 'nginx.conf'), `
     ${process.getuid() === 0 ? 'user root;' : ''} daemon off; pid ${directory}/pid; error_log ${directory}/error.log; worker_processes 1;
-    events { worker_connections ${CONNECTIONS * 2 + 500}; }
+    events { worker_connections ${CONNECTIONS * 3 + 500}; }
     http {
       access_log off; ${temporary}
       upstream raptor { ${servers.map((server) => `server 127.0.0.1:${server.port} max_fails=1 fail_timeout=1s;`).join(' ')} keepalive 16; }

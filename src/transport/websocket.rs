@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::task::TaskTracker;
@@ -279,12 +280,17 @@ impl<C: Conversation> Socket<C> {
                 }
                 Event::Attention(Attention::Blocked) => Box::pin(self.unblock()).await?,
                 Event::Readable => {
-                    if self.receive()? {
+                    let received = self.receive()?;
+                    if received > 0 {
                         Box::pin(self.hear()).await?;
                         let due = self.conversation.deadline();
                         if due.is_some_and(|due| due < timer.deadline()) {
                             timer.as_mut().reset(self.next_check());
                         }
+                    }
+                    // Who sends without end must not keep a thread to itself.
+                    if received == READ_BYTES {
+                        yield_now().await;
                     }
                 }
                 Event::Timer => {
@@ -295,12 +301,12 @@ impl<C: Conversation> Socket<C> {
         }
     }
 
-    /// Whether anything came.
-    fn receive(&mut self) -> Result<bool, End> {
+    /// How many bytes came.
+    fn receive(&mut self) -> Result<usize, End> {
         match receive(&self.stream, &mut self.decoder) {
             Ok(0) => Err(End::Broken),
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Ok(received) => Ok(received),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
             Err(_) => Err(End::Broken),
         }
     }
@@ -374,8 +380,8 @@ impl<C: Conversation> Socket<C> {
             }
             // While the peer took nothing it was not listened to: its answer may lie there already.
             Some(pinged_at) if now - pinged_at >= pong_within => match self.receive()? {
-                true => self.hear().await,
-                false => {
+                1.. => self.hear().await,
+                0 => {
                     CUT_OFFS.count(CutOff::NoPong);
                     Err(End::Close(self.conversation.on_silence()))
                 }
@@ -634,6 +640,27 @@ mod tests {
         assert!(matches!(served, Ok((End::Broken, _))));
         assert_eq!(outbox.closing(), None);
         peer.abort();
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_sends_without_end_lets_others_have_their_turn() {
+        const BYTES: usize = 1_000_000;
+        let (mut socket, _, mut peer) = connected().await;
+        let mut pong = vec![0x8a, 0x80 | 125, 0, 0, 0, 0];
+        pong.resize(6 + 125, b'x');
+        // All of it is there before anything is read.
+        peer.write_all(&pong.repeat(BYTES / pong.len()))
+            .await
+            .unwrap();
+        peer.write_all(&[0x88, 0x80, 0, 0, 0, 0]).await.unwrap();
+        let served = tokio::spawn(async move { socket.run().await.0 });
+        let mut turns = 0;
+        while !served.is_finished() {
+            turns += 1;
+            tokio::task::yield_now().await;
+        }
+        assert!(matches!(served.await, Ok(End::PeerClosed(None))));
+        assert!(turns > BYTES / READ_BYTES / 2, "{turns} turns");
     }
 
     #[tokio::test]
