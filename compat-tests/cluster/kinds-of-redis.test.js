@@ -11,8 +11,9 @@ import { sample, startObserved } from '../operate/metrics.js';
 import { Peer } from '../raw/peer.js';
 import { Api } from '../rest/api.js';
 import { sleep, until } from '../support/events.js';
+import { freePort } from '../support/free-port.js';
 import { TEST_APP, runRaptor } from '../support/raptor.js';
-import { freePort, startCluster, startRedis, startSentinels } from '../support/redis.js';
+import { startCluster, startRedis, startSentinels } from '../support/redis.js';
 
 const APP = { ...TEST_APP, subscription_count_events: false };
 const EVENTS = 40;

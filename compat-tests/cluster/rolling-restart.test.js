@@ -2,18 +2,13 @@
 // over the configured time, and every one is back in its channels. `RAPTOR_CONNECTIONS` and `RAPTOR_EVENTS_PER_SEC` make it larger.
 
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
 import { createHmac } from 'node:crypto';
-import { once } from 'node:events';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { createServer } from 'node:net';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { test } from 'node:test';
 
 import { atEnd } from '../support/at-end.js';
 import { sleep, until } from '../support/events.js';
 import { connectionTo, pusherClass } from '../support/in-node.js';
+import { startBalancer } from '../support/nginx.js';
 import { startRaptor } from '../support/raptor.js';
 import { startRedis } from '../support/redis.js';
 import { Api } from '../rest/api.js';
@@ -25,40 +20,6 @@ const IN_A_ROOM = 5;
 const SPREAD_SECS = Number(process.env.RAPTOR_SPREAD_SECS ?? 2);
 /** A client that gets no answer within 10 s comes back after 15 s. */
 const BACK_WITHIN_MS = 30_000 + CONNECTIONS * 10;
-
-/** nginx in front of servers, each connection to the next of them that is there. */
-async function startNginx(servers) {
-  const probe = createServer().listen(0, '127.0.0.1');
-  await once(probe, 'listening');
-  const { port } = probe.address();
-  await new Promise((resolve) => { probe.close(resolve); });
-  const directory = mkdtempSync(join(tmpdir(), 'raptor-nginx-'));
-  const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map((name) => `${name}_temp_path ${directory}/${name};`).join(' ');
-  writeFileSync(join(directory, 'nginx.conf'), `
-    ${process.getuid() === 0 ? 'user root;' : ''} daemon off; pid ${directory}/pid; error_log ${directory}/error.log; worker_processes 1;
-    events { worker_connections ${CONNECTIONS * 3 + 500}; }
-    http {
-      access_log off; ${temporary}
-      upstream raptor { ${servers.map((server) => `server 127.0.0.1:${server.port} max_fails=1 fail_timeout=1s;`).join(' ')} keepalive 16; }
-      map $http_upgrade $connection_upgrade { default upgrade; '' ''; }
-      server {
-        listen 127.0.0.1:${port} backlog=4096;
-        location / {
-          proxy_pass http://raptor; proxy_http_version 1.1; proxy_read_timeout 200s; proxy_next_upstream error timeout http_503 non_idempotent;
-          proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $connection_upgrade; proxy_set_header X-Forwarded-For $remote_addr;
-        }
-      }
-    }`);
-  const child = spawn('nginx', ['-c', join(directory, 'nginx.conf'), '-e', join(directory, 'error.log')], { stdio: 'ignore' });
-  atEnd(async () => {
-    const ended = child.exitCode === null && once(child, 'exit');
-    child.kill('SIGTERM');
-    await ended;
-    rmSync(directory, { recursive: true, force: true });
-  });
-  await until(() => fetch(`http://127.0.0.1:${port}/livez`).then(({ ok }) => ok, () => false), 'nginx listens');
-  return { port };
-}
 
 /** A client with a room and a hall. */
 function startClient(proxy, nth) {
@@ -89,7 +50,7 @@ test('three nodes are restarted one after the other, and every client is back in
   const config = { apps: [APP], redis: { url: redis.url }, shutdown_spread_secs: SPREAD_SECS };
   const nodes = [];
   for (let n = 0; n < 3; n += 1) nodes.push(await startRaptor({ config }));
-  const proxy = await startNginx(nodes);
+  const proxy = await startBalancer(nodes, { connectionsMax: CONNECTIONS * 3 + 500 });
   const clients = [];
   for (let nth = 0; nth < CONNECTIONS; nth += 1) {
     clients.push(startClient(proxy, nth));

@@ -5,7 +5,7 @@ import { describe, test } from 'node:test';
 
 import { serveWorld } from '../support/in-page.js';
 import { startRaptor } from '../support/raptor.js';
-import { startNginx } from './nginx.js';
+import { startBlockingProxy } from '../support/nginx.js';
 
 const FALLBACK_AFTER_MS = 5_000; // in plain HTTP (7.1)
 const WITHIN_MS = 2_000;
@@ -39,7 +39,7 @@ describe('a page without WebSockets', { concurrency: 1, timeout: 90_000 }, () =>
   for (const version of ['5.1', '8.6']) {
     test(`pusher-js ${version} reaches its own host behind nginx that refuses upgrades, within 2 s of its fallback`, async () => {
       const server = await startRaptor();
-      const proxy = await startNginx(server);
+      const proxy = await startBlockingProxy(server);
       const { ms, news, transport, hosts } = await connect(version, server, { proxy });
       assert.deepEqual([news, transport], [{ n: 1 }, 'xhr_streaming']);
       assert.ok(ms < FALLBACK_AFTER_MS + WITHIN_MS, `${ms} ms`);
@@ -73,7 +73,7 @@ describe('a page without WebSockets', { concurrency: 1, timeout: 90_000 }, () =>
   for (const transport of ['xhr_streaming', 'xhr_polling']) {
     test(`a thousand long events over ${transport} arrive once and in order across the limit of the client`, async () => {
       const server = await startRaptor({ config: { outbox_bytes_max: 16_000_000 } });
-      const { page } = await connect('8.6', server, { proxy: await startNginx(server), options: { enabledTransports: [transport] } });
+      const { page } = await connect('8.6', server, { proxy: await startBlockingProxy(server), options: { enabledTransports: [transport] } });
       const [numbers, requests] = await page.evaluate(async () => {
         const pusher = Pusher.instances.at(-1);
         const channel = pusher.subscribe(world.name());

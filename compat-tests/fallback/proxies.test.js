@@ -10,7 +10,7 @@ import { collect, once, sleep, until } from '../support/events.js';
 import { serveWorld } from '../support/in-page.js';
 import { worldInNode } from '../support/in-node.js';
 import { startRaptor } from '../support/raptor.js';
-import { startNginx } from './nginx.js';
+import { startBlockingProxy } from '../support/nginx.js';
 import { sockJsOf } from './peer.js';
 
 const QUIET_MS = 65_000; // longer than a minute, with which many proxies lose their patience
@@ -19,7 +19,7 @@ describe('a proxy', { concurrency: 4, timeout: 120_000 }, () => {
   for (const seconds of [30, 60]) {
     test(`that cuts what is silent for ${seconds} s cuts nobody who is quiet for longer, over whichever transport`, async () => {
       const server = await startRaptor();
-      const proxy = await startNginx(server, `proxy_read_timeout ${seconds}s; proxy_send_timeout ${seconds}s; send_timeout ${seconds}s; keepalive_timeout ${seconds}s;`);
+      const proxy = await startBlockingProxy(server, `proxy_read_timeout ${seconds}s; proxy_send_timeout ${seconds}s; send_timeout ${seconds}s; keepalive_timeout ${seconds}s;`);
       const world = await worldInNode('8.6', server);
       const room = world.name();
       const quiet = [];
@@ -47,7 +47,7 @@ describe('a proxy', { concurrency: 4, timeout: 120_000 }, () => {
 
   test('that holds back whatever it gets is found out: pusher-js goes on to polling', async () => {
     const server = await startRaptor();
-    const proxy = await startNginx(server, 'proxy_ignore_headers X-Accel-Buffering; proxy_buffers 8 64k; proxy_buffer_size 64k;');
+    const proxy = await startBlockingProxy(server, 'proxy_ignore_headers X-Accel-Buffering; proxy_buffers 8 64k; proxy_buffer_size 64k;');
     const { open, address } = await serveWorld('8.6', proxy, { transports: ['xhr_streaming', 'xhr_polling'] });
     const page = await open(address);
     const [transport, ms, got] = await page.evaluate(async () => {

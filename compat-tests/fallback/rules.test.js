@@ -2,112 +2,27 @@
 // scenario has (client events, members, sign-in, cache channels, counts, exclusion, termination) is not repeated here.
 
 import assert from 'node:assert/strict';
-import { once as nodeOnce } from 'node:events';
-import { createServer } from 'node:net';
 import { describe, test } from 'node:test';
 
-import { atEnd } from '../support/at-end.js';
-import { collect, once, sleep, until } from '../support/events.js';
+import { closingTests } from '../support/closing.js';
+import { once, until } from '../support/events.js';
 import { worldInNode } from '../support/in-node.js';
 import { TEST_APP, startRaptor } from '../support/raptor.js';
-import { startRelay } from '../support/relay.js';
-import { errorCode, errorMessage } from '../support/world.js';
 import { sample, startObserved } from '../operate/metrics.js';
 import { Receiver } from '../webhooks/receiver.js';
 import { clientOf, events, sockJsOf } from './peer.js';
 
-const SECOND_MS = 1_000; // after this a client comes back if the code lets it
-
-const serverWith = (app, config) => startRaptor({ config: { ...config, apps: [{ ...TEST_APP, ...app }] } });
+const VERSION = '8.6';
 
 for (const transport of ['xhr_streaming', 'xhr_polling']) {
-  const over = (server) => worldInNode('8.6', server, { connection: { enabledTransports: [transport] } });
+  const over = (server) => worldInNode(VERSION, server, { connection: { enabledTransports: [transport] } });
 
   describe(`over ${transport}`, { concurrency: 1, timeout: 60_000 }, () => {
-    test('stays away from a disabled app (4003)', async () => {
-      const world = await over(await serverWith({ enabled: false }));
-      await staysAway(world.client(), 4003, 'Application disabled');
-    });
-
-    test('stays away when the app has its connections (4004), and gets in by connect() when one is free', async () => {
-      const server = await serverWith({ limits: { connections_max: 1 } });
-      const world = await over(server);
-      const [first, name] = [await world.connect({ enabledTransports: ['ws'] }), world.name()];
-      await world.subscribe(first, name);
-      const second = world.client();
-      await staysAway(second, 4004, 'Application is over connection quota');
-      first.disconnect();
-      await until(async () => !(await world.get(`/channels/${name}`)).occupied, 'the first client is gone');
-      second.connect();
-      await once(second.connection, 'connected');
-      await staysAway(world.client({ enabledTransports: ['ws'] }), 4004, 'Application is over connection quota');
-    });
-
-    test('turns to TLS for an app that wants it (4000)', async () => {
-      const tls = createServer();
-      tls.listen(0, '127.0.0.1');
-      await nodeOnce(tls, 'listening');
-      atEnd(() => tls.close());
-      const hello = nodeOnce(tls, 'connection').then(([socket]) => nodeOnce(socket.on('error', () => {}), 'data').then(([bytes]) => { socket.destroy(); return bytes; }));
-      const world = await over(await serverWith({ force_tls: true }));
-      const pusher = world.client({ httpsPort: tls.address().port });
-      assert.equal(errorCode(await once(pusher.connection, 'error')), 4000);
-      assert.equal((await hello)[0], 0x16, 'the first byte of a TLS handshake');
-    });
-
-    test('stays away when it did nothing that needs a signature in time (4009); a private subscription suffices', async () => {
-      const world = await over(await serverWith({ authorized_connections: true, authorized_connections_timeout_secs: 1 }));
-      const [idle, busy] = [await world.connect(), await world.connect()];
-      await world.subscribe(busy, world.name('private-'));
-      await staysAway(idle, 4009, 'Connection not authorized within timeout');
-      assert.equal(busy.connection.state, 'connected');
-    });
-
-    test('goes at once to the server that takes over from one that stops (4200)', async () => {
-      const config = { shutdown_spread_secs: 1 };
-      const [old, next] = [await startRaptor({ config }), await startRaptor({ config })];
-      const relay = await startRelay(old);
-      const world = await over(relay);
-      const pusher = await world.connect();
-      const channel = await world.subscribe(pusher, world.name());
-      const errors = collect(pusher.connection, 'error');
-      const resubscribed = once(channel, 'pusher:subscription_succeeded', 900); // less than the second that other codes cost
-      await sleep(200); // a poll is with the old one again
-      relay.forward(next);
-      const [end] = await Promise.all([old.stop(), resubscribed]);
-      assert.deepEqual(end, { code: 0, signal: null });
-      assert.equal(errorCode(errors[0]), 4200);
-      const got = once(channel, 'news');
-      await world.trigger(channel.name, 'news', 'from the next server');
-      assert.equal(await got, 'from the next server');
-    });
-
-    test('that reads too slowly is told so (4100) without delay for others, and comes back after a second', async () => {
-      const server = await serverWith({}, { outbox_bytes_max: 262_144 });
-      const relay = await startRelay(server);
-      const [slow, fast] = [await over(relay), await worldInNode('8.6', server)];
-      const [slowClient, fastClient] = [await slow.connect(), await fast.connect()];
-      const name = fast.name();
-      const slowChannel = await slow.subscribe(slowClient, name);
-      const news = collect(await fast.subscribe(fastClient, name), 'news');
-      const error = once(slowClient.connection, 'error', 15_000);
-      relay.hold();
-      let count = 0;
-      const subscribers = async () => (await fast.get(`/channels/${name}`, { info: 'subscription_count' })).subscription_count;
-      do {
-        assert.ok(count < 10_000, 'the slow client is never cut off');
-        await fast.triggerBatch(Array.from({ length: 10 }, () => ({ channel: name, name: 'news', data: `${count++}:${'x'.repeat(10_000)}` })));
-      } while (await subscribers() === 2);
-      await news.until(count, 15_000);
-      const resubscribed = once(slowChannel, 'pusher:subscription_succeeded', 15_000);
-      relay.release();
-      assert.equal(errorCode(await error), 4100);
-      await resubscribed;
-    });
+    closingTests(over, { version: VERSION, backMs: 900, newsMs: 15_000 });
 
     test('is told of in webhooks as every connection is, and of its end when it vanished', async () => {
       const receiver = await Receiver.start();
-      const server = await serverWith({ webhooks: [receiver.endpoint()] });
+      const server = await startRaptor({ config: { apps: [{ ...TEST_APP, webhooks: [receiver.endpoint()] }] } });
       const world = await over(server);
       const [one, two] = [await world.connect({ member: { user_id: 'ann' } }), await world.connect({ member: { user_id: 'bob' } })];
       const [presence, secret] = [world.name('presence-'), world.name('private-')];
@@ -160,7 +75,7 @@ describe('sessions', { concurrency: 4, timeout: 60_000 }, () => {
     assert.equal(events(refused.lines())[0].data.code, 4100);
     assert.match((await sockJsOf(server).get('jsonp?c=a').ended).text, /c\[4100/);
     streams[0].abort();
-    const world = await worldInNode('8.6', server, { connection: { enabledTransports: ['xhr_polling'] } });
+    const world = await worldInNode(VERSION, server, { connection: { enabledTransports: ['xhr_polling'] } });
     await world.connect();
   });
 
@@ -172,12 +87,3 @@ describe('sessions', { concurrency: 4, timeout: 60_000 }, () => {
     assert.deepEqual([await counted('jsonp', 8), await counted('xhr', 4), await counted('xhr', 'other')], [2, 1, 1]);
   });
 });
-
-async function staysAway(pusher, code, message) {
-  const error = await once(pusher.connection, 'error');
-  assert.deepEqual([errorCode(error), errorMessage(error)], [code, message]);
-  await until(() => pusher.connection.state === 'disconnected', 'disconnected');
-  const attempts = collect(pusher.connection, 'connecting');
-  await sleep(SECOND_MS + 300);
-  assert.deepEqual(attempts, [], 'attempts to reconnect');
-}

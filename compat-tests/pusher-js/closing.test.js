@@ -1,119 +1,13 @@
-// How every version of pusher-js takes the server's reasons to close: where it stays away, and where and when it comes back (pusher.md 1.7).
+// How every version of pusher-js takes the server's reasons to close, over WebSockets.
 
-import assert from 'node:assert/strict';
-import { once as nodeOnce } from 'node:events';
-import { createServer } from 'node:net';
-import { describe, test } from 'node:test';
+import { describe } from 'node:test';
 
-import { atEnd } from '../support/at-end.js';
-import { collect, once, sleep, until } from '../support/events.js';
+import { closingTests } from '../support/closing.js';
 import { worldInNode } from '../support/in-node.js';
-import { TEST_APP, startRaptor } from '../support/raptor.js';
-import { startRelay } from '../support/relay.js';
-import { VERSIONS, errorCode, errorMessage } from '../support/world.js';
-
-const SECOND_MS = 1_000; // after this a client comes back if the code lets it
-
-const serverWith = (app, config) => startRaptor({ config: { ...config, apps: [{ ...TEST_APP, ...app }] } });
+import { VERSIONS } from '../support/world.js';
 
 describe('closing', { concurrency: VERSIONS.length }, () => {
   for (const version of VERSIONS) {
-    describe(`pusher-js ${version}`, { concurrency: 1, timeout: 60_000 }, () => {
-      test('stays away from a disabled app (4003)', async () => {
-        const world = await worldInNode(version, await serverWith({ enabled: false }));
-        await staysAway(world.client(), 4003, 'Application disabled');
-      });
-
-      test('stays away when the app has its connections (4004), and gets in by connect() when one is free', async () => {
-        const world = await worldInNode(version, await serverWith({ limits: { connections_max: 1 } }));
-        const [first, name] = [await world.connect(), world.name()];
-        await world.subscribe(first, name);
-        const second = world.client();
-        await staysAway(second, 4004, 'Application is over connection quota');
-        first.disconnect();
-        await until(async () => !(await world.get(`/channels/${name}`)).occupied, 'the first client is gone');
-        second.connect();
-        await once(second.connection, 'connected');
-      });
-
-      test('turns to TLS for an app that wants it (4000)', async () => {
-        const tls = createServer();
-        tls.listen(0, '127.0.0.1');
-        await nodeOnce(tls, 'listening');
-        atEnd(() => tls.close());
-        const hello = nodeOnce(tls, 'connection').then(([socket]) => nodeOnce(socket.on('error', () => {}), 'data').then(([bytes]) => { socket.destroy(); return bytes; }));
-        const world = await worldInNode(version, await serverWith({ force_tls: true }));
-        const pusher = world.client({ wssPort: tls.address().port });
-        const error = await once(pusher.connection, 'error');
-        assert.equal(errorCode(error), 4000);
-        assert.equal((await hello)[0], 0x16, 'the first byte of a TLS handshake');
-        assert.ok(pusher.connection.usingTLS);
-      });
-
-      test('stays away when it did nothing that needs a signature in time (4009); a private subscription suffices', async () => {
-        const world = await worldInNode(version, await serverWith({ authorized_connections: true, authorized_connections_timeout_secs: 1 }));
-        const [idle, busy] = [await world.connect(), await world.connect()];
-        await world.subscribe(busy, world.name('private-'));
-        await world.subscribe(idle, world.name());
-        await staysAway(idle, 4009, 'Connection not authorized within timeout');
-        assert.equal(busy.connection.state, 'connected');
-      });
-
-      test('goes at once to the server that takes over from one that stops (4200)', async () => {
-        const config = { shutdown_spread_secs: 1 };
-        const [old, next] = [await startRaptor({ config }), await startRaptor({ config })];
-        const relay = await startRelay(old);
-        const world = await worldInNode(version, relay);
-        const pusher = await world.connect();
-        const channel = await world.subscribe(pusher, world.name());
-        const errors = collect(pusher.connection, 'error');
-
-        const resubscribed = once(channel, 'pusher:subscription_succeeded', 800); // less than the second that other codes cost
-        relay.forward(next);
-        const [end] = await Promise.all([old.stop(), resubscribed]);
-        assert.deepEqual(end, { code: 0, signal: null });
-        assert.equal(errorCode(errors[0]), 4200);
-        const got = once(channel, 'news');
-        await world.trigger(channel.name, 'news', 'from the next server');
-        assert.equal(await got, 'from the next server');
-      });
-
-      test('that reads too slowly is told so (4100) without delay for others, and comes back after a second', async () => {
-        const server = await serverWith({}, { outbox_bytes_max: 262_144 });
-        const relay = await startRelay(server);
-        const [slow, fast] = [await worldInNode(version, relay), await worldInNode(version, server)];
-        const [slowClient, fastClient] = [await slow.connect(), await fast.connect()];
-        const name = fast.name();
-        const slowChannel = await slow.subscribe(slowClient, name);
-        const news = collect(await fast.subscribe(fastClient, name), 'news');
-        const error = once(slowClient.connection, 'error', 15_000);
-
-        relay.hold();
-        // 10 kB each, until the buffers of the system and of the server are full.
-        let events = 0;
-        const subscribers = async () => (await fast.get(`/channels/${name}`, { info: 'subscription_count' })).subscription_count;
-        do {
-          assert.ok(events < 10_000, 'the slow client is never cut off');
-          await fast.triggerBatch(Array.from({ length: 10 }, () => ({ channel: name, name: 'news', data: `${events++}:${'x'.repeat(10_000)}` })));
-        } while (await subscribers() === 2);
-        await news.until(events);
-        assert.deepEqual(news.map((data) => Number(data.split(':')[0])), Array.from({ length: events }, (_, n) => n));
-
-        const resubscribed = once(slowChannel, 'pusher:subscription_succeeded', 15_000);
-        relay.release();
-        assert.equal(errorCode(await error), 4100);
-        await resubscribed;
-        assert.equal(fastClient.connection.state, 'connected');
-      });
-    });
+    describe(`pusher-js ${version}`, { concurrency: 1, timeout: 60_000 }, () => closingTests((server) => worldInNode(version, server), { version, backMs: 800 }));
   }
 });
-
-async function staysAway(pusher, code, message) {
-  const error = await once(pusher.connection, 'error');
-  assert.deepEqual([errorCode(error), errorMessage(error)], [code, message]);
-  await until(() => pusher.connection.state === 'disconnected', 'disconnected');
-  const attempts = collect(pusher.connection, 'connecting');
-  await sleep(SECOND_MS + 300);
-  assert.deepEqual(attempts, [], 'attempts to reconnect');
-}

@@ -1,13 +1,15 @@
 // Redis servers of a test's own: one, several that watch each other, with what protects them.
 
-import { execFileSync, spawn } from 'node:child_process';
+import { execFile, execFileSync, spawn } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { connect, createServer } from 'node:net';
+import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 
 import { atEnd } from './at-end.js';
 import { until } from './events.js';
+import { freePort } from './free-port.js';
 
 const START_TIMEOUT_MS = 10_000;
 
@@ -20,31 +22,42 @@ const START_TIMEOUT_MS = 10_000;
  *   `kill` loses what it held, if it does not keep it
  */
 export async function startRedis({ keeps = false, args = [], files = {} } = {}) {
-  const port = await freePort();
   const directory = mkdtempSync(join(tmpdir(), 'raptor-redis-'));
   for (const [name, text] of Object.entries(files)) writeFileSync(join(directory, name), text);
+  const cli = (...command) => execFileSync('redis-cli', ['-p', port, ...command], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] }).trim();
+  let port;
   let child;
 
   async function start() {
     const keeping = keeps ? ['--appendonly', 'yes', '--appendfsync', 'always'] : [];
     // The file of a Sentinel or the like comes first.
-    const [first, rest] = files['redis.conf'] === undefined ? [[], args] : [['redis.conf'], args];
-    child = spawn('redis-server', [...first, '--port', port, '--bind', '127.0.0.1', '--dir', directory, ...(args.includes('--sentinel') ? [] : ['--save', '']), ...keeping, ...rest], { stdio: 'ignore', cwd: directory });
-    await until(() => answers(port), 'redis-server starts', START_TIMEOUT_MS);
+    const first = files['redis.conf'] === undefined ? [] : ['redis.conf'];
+    child = spawn('redis-server', [...first, '--port', port, '--bind', '127.0.0.1', '--dir', directory, ...(args.includes('--sentinel') ? [] : ['--save', '']), ...keeping, ...args], { stdio: 'ignore', cwd: directory });
+    await until(async () => child.exitCode !== null || await answers(port), 'redis-server starts', START_TIMEOUT_MS);
   }
+  /** Whether nobody else took the port meanwhile. */
+  const isOurs = () => child.exitCode === null && cli('INFO', 'server').includes(`process_id:${child.pid}\r`);
   async function kill() {
-    if (child.exitCode !== null || child.signalCode !== null) return;
+    if (!child || child.exitCode !== null || child.signalCode !== null) return;
     const ended = new Promise((resolve) => child.once('close', resolve));
     child.kill('SIGKILL');
     await ended;
   }
-  await start();
+  for (let tries = 0; tries === 0 || !isOurs(); tries += 1) {
+    if (tries === 3) throw new Error('redis-server does not start');
+    await kill();
+    port = await freePort();
+    await start();
+  }
   atEnd(async () => {
     await kill();
     rmSync(directory, { recursive: true, force: true });
   });
-  const cli = (...command) => execFileSync('redis-cli', ['-p', port, ...command], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] }).trim();
-  return { port, url: `redis://127.0.0.1:${port}`, directory, cli, kill, restart: start };
+  async function restart() {
+    await start();
+    if (!isOurs()) throw new Error('redis-server does not start again');
+  }
+  return { port, url: `redis://127.0.0.1:${port}`, directory, cli, kill, restart };
 }
 
 /**
@@ -73,7 +86,8 @@ export async function startCluster() {
   // Each has a second port for the others, given so that it is free.
   for (let n = 0; n < 3; n += 1) nodes.push(await startRedis({ args: ['--cluster-enabled', 'yes', '--cluster-port', String(await freePort())] }));
   const addresses = nodes.map(({ port }) => `127.0.0.1:${port}`);
-  execFileSync('redis-cli', ['--cluster', 'create', ...addresses, '--cluster-replicas', '0', '--cluster-yes'], { stdio: 'ignore' });
+  // Takes seconds, in which other tests go on.
+  await promisify(execFile)('redis-cli', ['--cluster', 'create', ...addresses, '--cluster-replicas', '0', '--cluster-yes']);
   await until(() => nodes.every((node) => node.cli('CLUSTER', 'INFO').includes('cluster_state:ok')), 'the cluster is complete', 20_000);
   return { url: `redis-cluster://${addresses.join(',')}`, nodes };
 }
@@ -85,14 +99,5 @@ function answers(port) {
       resolve(true);
     });
     socket.on('error', () => resolve(false));
-  });
-}
-
-export function freePort() {
-  return new Promise((resolve) => {
-    const server = createServer().listen(0, '127.0.0.1', () => {
-      const { port } = server.address();
-      server.close(() => resolve(port));
-    });
   });
 }

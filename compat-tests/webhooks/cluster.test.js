@@ -6,8 +6,9 @@ import { test } from 'node:test';
 import { handshake } from '../bayeux/support/http.js';
 import { APP, Peer } from '../raw/peer.js';
 import { sleep, until } from '../support/events.js';
-import { runRaptor, startRaptor } from '../support/raptor.js';
+import { startRaptor } from '../support/raptor.js';
 import { startRedis } from '../support/redis.js';
+import { archive, billing, replayDeadLetter } from './dead-letters.js';
 import { Heard, half } from './lives.js';
 import { ANSWER, Receiver } from './receiver.js';
 
@@ -128,31 +129,9 @@ test('what happens to Bayeux sessions on any node is told to who asks for it', a
 
 test('dead letters in Redis are listed, shown, and replayed, with every attempt', async () => {
   const receiver = await Receiver.start({ answer: ANSWER.status(503) });
-  const endpoint = receiver.endpoint({ name: 'billing', retry_secs: 2, events: ['channel_occupied'] });
-  const [node] = await startNodes(1, endpoint);
-  const config = { redis: { url: redis.url, key_prefix: `webhooks-${clusters}` } };
-  const webhooks = async (...args) => {
-    const { code, stdout, stderr } = await runRaptor(['webhooks', ...args], { config });
-    return code === 0 ? stdout.trim() : `failed: ${stderr.trim()}`;
-  };
-  assert.equal(await webhooks('list'), 'no deliveries');
-  const peer = await Peer.connect(node);
-  await peer.subscribe('lost');
-  const list = await until(async () => {
-    const lines = await webhooks('list', '--state', 'dead');
-    return lines !== 'no deliveries' && lines;
-  }, 'a dead letter', 15_000);
-  assert.match(list, /^[0-9a-f]{32}  dead       \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ  app 3  billing  1 event  2 attempts, status 503$/);
-  const [id] = list.split(' ');
-  const shown = await webhooks('show', id);
-  assert.equal(shown.match(/^attempt   \S+Z  \d+ ms  status 503$/gm).length, 2);
-  assert.match(shown, /^body +\{"time_ms":\d+,"events":\[\{"name":"channel_occupied","channel":"lost"\}\]\}$/m);
-  assert.equal(await webhooks('replay', 'nothing'), 'failed: not known, not over yet, or without a body: nothing');
-  receiver.answer = ANSWER.well;
-  assert.equal(await webhooks('replay', '--dead'), '1 dead letter will be sent again');
-  await receiver.until(1);
-  assert.deepEqual([receiver.deliveries[0].id, receiver.deliveries[0].valid], [id, true]);
-  await until(async () => / delivered .* 3 attempts, status 200$/.test(await webhooks('list')));
+  const [node] = await startNodes(1, billing(receiver));
+  const webhooks = archive([], { config: { redis: { url: redis.url, key_prefix: `webhooks-${clusters}` } } });
+  const id = await replayDeadLetter(webhooks, node, receiver, { deadWithinMs: 15_000 });
   assert.match(await webhooks('show', id), /^body +not kept/m);
 });
 

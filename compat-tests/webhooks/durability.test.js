@@ -10,6 +10,7 @@ import { APP, Peer } from '../raw/peer.js';
 import { atEnd } from '../support/at-end.js';
 import { sleep, until } from '../support/events.js';
 import { runRaptor, startRaptor } from '../support/raptor.js';
+import { archive, billing, replayDeadLetter } from './dead-letters.js';
 import { Heard, half } from './lives.js';
 import { ANSWER, Receiver } from './receiver.js';
 
@@ -67,35 +68,10 @@ test('a restart makes no event for clients that come back', async () => {
 test('dead letters are listed, shown, and replayed, with every attempt', async () => {
   const receiver = await Receiver.start({ answer: ANSWER.status(503) });
   const dir = directory();
-  const config = { webhooks: { dir }, apps: [app([receiver.endpoint({ name: 'billing', retry_secs: 2, events: ['channel_occupied'] })])] };
+  const config = { webhooks: { dir }, apps: [app([billing(receiver)])] };
   const raptor = await startRaptor({ config });
-  const webhooks = async (...args) => {
-    const { code, stdout, stderr } = await runRaptor(['webhooks', ...args, '--dir', dir]);
-    return code === 0 ? stdout.trim() : `failed: ${stderr.trim()}`;
-  };
-  const peer = await Peer.connect(raptor);
-  assert.equal(await webhooks('list'), 'no deliveries');
-  await peer.subscribe('lost');
-  const list = await until(async () => {
-    const lines = await webhooks('list', '--state', 'dead');
-    return lines !== 'no deliveries' && lines;
-  }, 'a dead letter', 10_000);
-  assert.match(list, /^[0-9a-f]{32}  dead       \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ  app 3  billing  1 event  2 attempts, status 503$/);
-  const [id] = list.split(' ');
-  const shown = await webhooks('show', id);
-  assert.match(shown, /^state +dead$/m);
-  assert.equal(shown.match(/^attempt   \S+Z  \d+ ms  status 503$/gm).length, 2);
-  assert.match(shown, /^body +\{"time_ms":\d+,"events":\[\{"name":"channel_occupied","channel":"lost"\}\]\}$/m);
-  assert.equal(await webhooks('replay', 'nothing'), 'failed: not known, not over yet, or without a body: nothing');
-
-  receiver.answer = ANSWER.well;
-  assert.equal(await webhooks('replay', '--dead'), '1 dead letter will be sent again');
-  await receiver.until(1);
-  const { id: again, valid, time_ms: time } = receiver.deliveries[0];
-  assert.deepEqual([again, valid], [id, true]);
-  assert.ok(time > receiver.requests[0].time_ms, 'a verifier takes it for new');
-  await until(async () => (await webhooks('list')).includes('delivered'));
-  assert.match(await webhooks('list'), / delivered .* 3 attempts, status 200$/);
+  const webhooks = archive(['--dir', dir]);
+  const id = await replayDeadLetter(webhooks, raptor, receiver, { deadWithinMs: 10_000 });
 
   // A store is read after its server, too.
   await raptor.stop();
