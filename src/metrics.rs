@@ -18,7 +18,8 @@ pub use text::Page;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::model::now_ms;
 
 pub static ACCEPTED: Counter = Counter::new();
 /// Peers that were sent away before or while they were served, by cause.
@@ -269,9 +270,7 @@ pub fn counted(page: &mut Page) {
         "Events that endpoints have yet to take; for each endpoint as far as its log is read.",
         waiting as f64,
     );
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now_ms = now.map_or(0, |now| now.as_millis() as u64);
-    let age_ms = oldest_ms.map_or(0, |oldest_ms| now_ms.saturating_sub(oldest_ms));
+    let age_ms = oldest_ms.map_or(0, |oldest_ms| now_ms().saturating_sub(oldest_ms));
     page.gauge(
         "raptor_webhook_queue_age_seconds",
         "How long the oldest of them has waited.",

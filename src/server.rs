@@ -47,6 +47,7 @@ use tls::Certificate;
 const REDIS_START_TIMEOUT: Duration = Duration::from_secs(3);
 /// Facts that may wait for whoever tells the application.
 const FACTS_MAX: usize = 65_536;
+
 pub struct Server {
     listeners: Vec<Listener>,
     status_listener: Option<StatusListener>,
@@ -81,7 +82,7 @@ struct Lives {
 struct Rooms {
     broker: Arc<Broker>,
     apps: Arc<AppRegistry>,
-    fallback: Arc<pusher::Fallback>,
+    kept: pusher::Kept,
     bayeux: Arc<bayeux::Front>,
     status: Arc<Status>,
     tasks: TaskTracker,
@@ -108,7 +109,6 @@ impl Server {
             }
             None => None,
         };
-        let settings_listen = settings.listen;
         let lives = Lives::default();
         let flushers = Arc::new(Flushers::start());
         let hub = Arc::new(Hub::new());
@@ -120,8 +120,7 @@ impl Server {
         let are_logged = tracing::enabled!(target: webhooks::FACTS_LOG, tracing::Level::DEBUG);
         let redis = match redis {
             Some(settings) => {
-                let address = (listeners[0].address()).map_err(StartError::Listen)?;
-                let address = address.unwrap_or(settings_listen);
+                let address = plain_address(&listeners).map_err(StartError::Listen)?;
                 let facts = match webhooks.endpoints.is_empty() {
                     true => redis::Facts::Here(fact_sink.clone()),
                     false => {
@@ -165,14 +164,13 @@ impl Server {
         if let Some(redis) = &redis {
             show_redis(&status, redis);
         }
-        let pusher = pusher_front(&settings, &broker, &apps, &lives.tasks, &flushers);
-        let fallback = Arc::new(pusher::Fallback::new(Arc::new(pusher)));
-        let shown = fallback.clone();
+        let kept = pusher::Kept::default();
+        let shown = kept.clone();
         status.show(move |page| shown.show(page));
         let rooms = Rooms {
             broker: broker.clone(),
             apps,
-            fallback,
+            kept,
             bayeux: Arc::new(bayeux),
             status: status.clone(),
             tasks: lives.tasks.clone(),
@@ -181,7 +179,9 @@ impl Server {
         let addresses = Addresses::new(settings.connections_per_address_max);
         let serving = Arc::new(Live::new(rooms.serve(settings, addresses)));
         tokio::spawn(watch_memory(Arc::downgrade(&broker), serving.clone()));
-        let mut certificates = listeners.iter().filter_map(|of| of.certificate.clone());
+        let mut certificates = listeners
+            .iter()
+            .filter_map(|of| of.greeting.certificate.clone());
         let reloader = Reloader {
             certificate: certificates.next(),
             rooms: Arc::new(rooms),
@@ -203,13 +203,12 @@ impl Server {
 
     /// Of the plain listener.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
-        let plain = self.listeners[0].address()?;
-        plain.ok_or_else(|| std::io::ErrorKind::AddrNotAvailable.into())
+        plain_address(&self.listeners)
     }
 
     /// Of the listener for TLS, if there is one.
     pub fn tls_address(&self) -> std::io::Result<Option<SocketAddr>> {
-        let mut tls = (self.listeners.iter()).filter(|listener| listener.certificate.is_some());
+        let mut tls = (self.listeners.iter()).filter(|of| of.greeting.certificate.is_some());
         tls.next().map_or(Ok(None), Listener::address)
     }
 
@@ -280,7 +279,7 @@ impl Server {
                 Ok((socket, address)) => {
                     metrics::ACCEPTED.add(1);
                     let (live, stopping) = (self.serving.clone(), self.lives.stopping.clone());
-                    let greeting = listener.greeting();
+                    let greeting = listener.greeting.clone();
                     (self.lives.tasks).spawn(receive(socket, address, greeting, live, stopping));
                 }
                 Err(error) => {
@@ -335,11 +334,19 @@ pub fn check_files(config: &Config) -> Result<(), Problems> {
 
 /// The plain one first.
 async fn listen(settings: &ServerSettings) -> Result<Vec<Listener>, StartError> {
-    let plain = Listener::tcp(settings.listen, None, settings.proxy_protocol).await;
+    let greeting = Greeting {
+        certificate: None,
+        proxy_protocol: settings.proxy_protocol,
+    };
+    let plain = Listener::tcp(settings.listen, greeting).await;
     let mut listeners = vec![plain.map_err(StartError::Listen)?];
     if let Some(tls) = &settings.tls {
         let certificate = Certificate::load(tls).map_err(StartError::Tls)?;
-        let listener = Listener::tcp(tls.listen, Some(certificate), tls.proxy_protocol).await;
+        let greeting = Greeting {
+            certificate: Some(certificate),
+            proxy_protocol: tls.proxy_protocol,
+        };
+        let listener = Listener::tcp(tls.listen, greeting).await;
         listeners.push(listener.map_err(StartError::Listen)?);
     }
     #[cfg(unix)]
@@ -349,12 +356,31 @@ async fn listen(settings: &ServerSettings) -> Result<Vec<Listener>, StartError> 
     Ok(listeners)
 }
 
+fn plain_address(listeners: &[Listener]) -> std::io::Result<SocketAddr> {
+    let plain = listeners[0].address()?;
+    plain.ok_or_else(|| std::io::ErrorKind::AddrNotAvailable.into())
+}
+
 impl Rooms {
     /// What requests meet by these settings.
     fn serve(&self, settings: ServerSettings, addresses: Addresses) -> Serving {
         let (broker, apps) = (self.broker.clone(), self.apps.clone());
-        let pusher = pusher_front(&settings, &broker, &apps, &self.tasks, &self.flushers);
-        let pusher = Arc::new(pusher);
+        let pusher = Arc::new(pusher::Front {
+            broker: broker.clone(),
+            apps: apps.clone(),
+            websocket: Arc::new(websocket::Settings {
+                ping_after: settings.activity_timeout,
+                pong_within: settings.pong_timeout,
+                write_timeout: settings.write_timeout,
+                inbound_message_bytes_max: settings.inbound_message_bytes_max,
+                tasks: self.tasks.clone(),
+                flushers: self.flushers.clone(),
+            }),
+            activity_timeout: settings.activity_timeout,
+            assume_protocol: settings.assume_protocol,
+            outbox_bytes_max: settings.outbox_bytes_max,
+            http_sessions_max: settings.http_sessions_max,
+        });
         let rest = Arc::new(rest::Front {
             broker,
             apps,
@@ -362,35 +388,10 @@ impl Rooms {
             wants_client_certificate: (settings.tls.as_ref())
                 .is_some_and(|tls| tls.api_client_ca.is_some()),
         });
-        let fallback = self.fallback.behind(pusher.clone());
+        let fallback = pusher::Fallback::start(pusher.clone(), &self.kept);
         let (bayeux, status) = (self.bayeux.clone(), self.status.clone());
         let routes = routes(pusher, fallback, rest, bayeux, status);
         Serving::new(settings, addresses, routes)
-    }
-}
-
-fn pusher_front(
-    settings: &ServerSettings,
-    broker: &Arc<Broker>,
-    apps: &Arc<AppRegistry>,
-    tasks: &TaskTracker,
-    flushers: &Arc<Flushers>,
-) -> pusher::Front {
-    pusher::Front {
-        broker: broker.clone(),
-        apps: apps.clone(),
-        websocket: Arc::new(websocket::Settings {
-            ping_after: settings.activity_timeout,
-            pong_within: settings.pong_timeout,
-            write_timeout: settings.write_timeout,
-            inbound_message_bytes_max: settings.inbound_message_bytes_max,
-            tasks: tasks.clone(),
-            flushers: flushers.clone(),
-        }),
-        activity_timeout: settings.activity_timeout,
-        assume_protocol: settings.assume_protocol,
-        outbox_bytes_max: settings.outbox_bytes_max,
-        http_sessions_max: settings.http_sessions_max,
     }
 }
 

@@ -2,12 +2,11 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc;
 
 use crate::model::{
-    AppId, ChannelFact, ChannelId, Fact, FactKind, SessionFact, SessionFactKind, SocketId,
+    AppId, ChannelFact, ChannelId, Fact, FactKind, SessionFact, SessionFactKind, SocketId, now_ms,
 };
 
 /// One bounded queue; what does not fit is counted and dropped, so that a slow reader delays no
@@ -119,11 +118,6 @@ impl FactSink {
             tracing::warn!(dropped, "facts do not fit into their queue");
         }
     }
-}
-
-fn now_ms() -> u64 {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
-    since_1970.map_or(0, |d| d.as_millis() as u64)
 }
 
 #[cfg(test)]

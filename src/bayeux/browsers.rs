@@ -135,7 +135,7 @@ mod tests {
         let two = browser("BAYEUX_BROWSER=0123456789abcdeg").unwrap();
         let (a, b, c) = ("a".into(), "b".into(), "c".into());
         let first = browsers.hold(&one, &a, 2).unwrap();
-        let _second = browsers.hold(&one, &b, 2).unwrap();
+        let second = browsers.hold(&one, &b, 2).unwrap();
         assert!(browsers.hold(&one, &c, 2).is_none());
         // Supersedes the first.
         let third = browsers.hold(&one, &a, 2).unwrap();
@@ -144,7 +144,7 @@ mod tests {
         assert!(browsers.hold(&two, &c, 2).is_some());
         drop(third);
         assert!(browsers.hold(&one, &c, 2).is_some());
-        drop(_second);
+        drop(second);
         assert!(browsers.lock().is_empty());
     }
 }

@@ -12,8 +12,9 @@ use super::browsers::BrowserId;
 use super::check;
 use super::client::{Client, ClientSession};
 use super::extensions::{TimeSync, acknowledged};
-use super::site::{SUPPORTED, Site, now_ms};
+use super::site::{SUPPORTED, Site};
 use crate::hub::{Closing, Frame};
+use crate::model::now_ms;
 use crate::transport::session::{Carrier, Parted, Vehicle};
 use crate::wire::bayeux::{
     Advice, Connect, ConnectionType, HeldConnect, Object, Reconnect, UNKNOWN_CLIENT,

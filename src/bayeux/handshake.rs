@@ -8,9 +8,10 @@ use super::encoding::encoding;
 use super::exchange::Sender;
 use super::extensions::{TimeSync, wants_acks};
 use super::permission::{Matter, Question, ShownHeaders};
-use super::site::{SUPPORTED, Site, now_ms};
+use super::site::{SUPPORTED, Site};
 use crate::audit;
 use crate::hub::Outbox;
+use crate::model::now_ms;
 use crate::wire::bayeux::{
     APPLICATION_UNREACHABLE, Advice, BayeuxError, HANDSHAKE_DENIED, Handshake, Object,
     TOO_MANY_REQUESTS,

@@ -9,7 +9,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -170,8 +170,7 @@ impl Permission {
 
     fn decided(&self, question: &[u8; 32]) -> Option<Result<(), BayeuxError>> {
         let now = Instant::now();
-        let mut decisions = self.decisions.lock();
-        let decisions = decisions.as_mut().map_err(|_| ()).ok()?;
+        let mut decisions = self.decisions();
         decisions.forget(|ends, _| *ends <= now);
         decisions.by_question.get(question).cloned()
     }
@@ -181,7 +180,7 @@ impl Permission {
             return;
         }
         let ends = Instant::now() + self.webhook.cache;
-        let mut decisions = (self.decisions.lock()).unwrap_or_else(PoisonError::into_inner);
+        let mut decisions = self.decisions();
         // Asked twice at once: the first decision ends when it ends.
         if decisions.by_question.contains_key(&question) {
             return;
@@ -189,6 +188,12 @@ impl Permission {
         decisions.forget(|_, kept| kept >= DECISIONS_MAX);
         decisions.by_question.insert(question, decision.clone());
         decisions.ends.push_back((ends, question));
+    }
+
+    fn decisions(&self) -> MutexGuard<'_, Decisions> {
+        self.decisions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -327,7 +332,7 @@ mod tests {
         assert!(!is_kept(2) && is_kept(10));
         tokio::time::advance(10 * SECOND).await;
         assert!(!is_kept(10));
-        assert!(permission.decisions.lock().unwrap().by_question.is_empty());
+        assert!(permission.decisions().by_question.is_empty());
     }
 
     #[test]

@@ -10,11 +10,11 @@ use super::client::ClientSession;
 use super::exchange::Sender;
 use super::permission::{Matter, Question};
 use super::settings::{ClientPublish, Trust};
-use super::site::{Site, now_ms};
+use super::site::Site;
 use crate::apps::App;
 use crate::audit;
 use crate::metrics::{Limit, REFUSALS};
-use crate::model::{ChannelKind, ChannelName, Message, SessionFactKind, UserId};
+use crate::model::{ChannelKind, ChannelName, Message, SessionFactKind, UserId, now_ms};
 use crate::wire::bayeux::payload::{event_name, pusher_data};
 use crate::wire::bayeux::{
     AUTHENTICATION_REQUIRED, BayeuxError, FORBIDDEN_CHANNEL, INVALID_EVENT_NAME, MESSAGE_TOO_LARGE,

@@ -1,7 +1,7 @@
 //! One app's Bayeux server: its settings and its sessions.
 
 use std::sync::{Arc, PoisonError, RwLock, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -266,9 +266,4 @@ async fn sweep(sites: Weak<RwLock<Sites>>) {
             site.sweep().await;
         }
     }
-}
-
-pub fn now_ms() -> u64 {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
-    since_1970.map_or(0, |duration| duration.as_millis() as u64)
 }

@@ -12,11 +12,11 @@ use super::exchange::Sender;
 use super::mapping::Scope;
 use super::permission::{Matter, Question, ShownHeaders};
 use super::settings::Wildcards;
-use super::site::{Site, now_ms};
+use super::site::Site;
 use crate::auth::{split_auth, subscription_text};
 use crate::broker::{Held, Membership};
 use crate::metrics::{Limit, REFUSALS};
-use crate::model::{ChannelKind, ChannelName, Member};
+use crate::model::{ChannelKind, ChannelName, Member, now_ms};
 use crate::wire::bayeux::{
     AUTHENTICATION_REQUIRED, BayeuxError, Ext, FORBIDDEN_CHANNEL, Given, INVALID_SIGNATURE, Object,
     Subscribe, Subscription, TOO_MANY_REQUESTS, UNKNOWN_CLIENT,

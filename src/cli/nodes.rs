@@ -1,9 +1,9 @@
 //! `raptor nodes`.
 
 use std::fmt::Write;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use raptor::backend::redis::{NodeInfo, Redis, Settings};
+use raptor::model::now_ms;
 
 /// A line for each node.
 pub async fn table(redis: &Settings) -> Result<String, String> {
@@ -32,11 +32,6 @@ fn text(nodes: &[NodeInfo], now_ms: u64) -> String {
         );
     }
     text
-}
-
-fn now_ms() -> u64 {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
-    since_1970.map_or(0, |since| since.as_millis() as u64)
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! `raptor trigger`: one event through the HTTP API of a running server (`pusher.md` 5.5).
 
 use std::io;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::{Request, header};
 use raptor::auth::{Secret, SignedRequest, percent_decode};
+use raptor::model::since_1970;
 use raptor::transport::outbound::{Outbound, OutboundError, Reach};
 use serde::Serialize;
 use url::Url;
@@ -125,14 +126,13 @@ impl AppUrl {
 
     fn post_events(&self, body: Vec<u8>) -> Request<Full<Bytes>> {
         let path = format!("/apps/{}/events", self.id);
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let query = SignedRequest {
             method: "POST",
             path: &path,
             query: "",
             body: &body,
         }
-        .signed_query(now.unwrap_or_default().as_secs(), &self.key, &self.secret);
+        .signed_query(since_1970().as_secs(), &self.key, &self.secret);
         let library = concat!("raptor ", env!("CARGO_PKG_VERSION"));
         Request::post(format!("{}{}{path}?{query}", self.origin, self.prefix))
             .header(header::CONTENT_TYPE, "application/json")
@@ -200,7 +200,7 @@ mod tests {
             query,
             body: body.as_bytes(),
         };
-        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+        let now = since_1970().as_secs();
         let secret = Secret::new("s/s");
         let verified = request.verify(now, |key| (key == "k").then_some(&secret));
         assert_eq!(verified.err(), None);

@@ -27,7 +27,7 @@ use std::time::Duration;
 
 pub use encoding::WEBSOCKET;
 pub use http::routes;
-pub use sessions::Fallback;
+pub use sessions::{Fallback, Kept};
 pub use websocket::{any_path, app_path, too_many};
 
 use crate::apps::AppRegistry;

@@ -49,6 +49,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(25);
 
 pub type ClientSession = Arc<Session<Client>>;
 
+/// What a new configuration leaves as it is.
+#[derive(Clone)]
+pub struct Kept {
+    sessions: Arc<Sessions<Client>>,
+    stats: Arc<Stats>,
+    browsers: Arc<Browsers>,
+}
+
 /// The HTTP side of the Pusher front end.
 pub struct Fallback {
     pub front: Arc<Front>,
@@ -109,29 +117,18 @@ pub enum Taken {
     Superseded,
 }
 
-impl Fallback {
-    pub fn new(front: Arc<Front>) -> Self {
+impl Default for Kept {
+    fn default() -> Self {
         Self {
-            sessions: Arc::new(Sessions::new(front.http_sessions_max)),
-            front,
+            // Until there is a front that says how many.
+            sessions: Arc::new(Sessions::new(0)),
             stats: Arc::default(),
             browsers: Arc::default(),
         }
     }
+}
 
-    /// Looks after the same sessions, with these settings.
-    pub fn behind(&self, front: Arc<Front>) -> Arc<Self> {
-        self.sessions.limit(front.http_sessions_max);
-        let fallback = Arc::new(Self {
-            front,
-            sessions: self.sessions.clone(),
-            stats: self.stats.clone(),
-            browsers: self.browsers.clone(),
-        });
-        tokio::spawn(sweep(Arc::downgrade(&fallback)));
-        fallback
-    }
-
+impl Kept {
     /// What can be told when somebody asks.
     pub fn show(&self, page: &mut Page) {
         page.gauge(
@@ -140,6 +137,26 @@ impl Fallback {
             self.sessions.count() as f64,
         );
         self.stats.show(page);
+    }
+}
+
+impl Fallback {
+    /// Looks after the sessions from now on, with the settings of this front.
+    pub fn start(front: Arc<Front>, kept: &Kept) -> Arc<Self> {
+        let Kept {
+            sessions,
+            stats,
+            browsers,
+        } = kept.clone();
+        sessions.limit(front.http_sessions_max);
+        let fallback = Arc::new(Self {
+            front,
+            sessions,
+            stats,
+            browsers,
+        });
+        tokio::spawn(sweep(Arc::downgrade(&fallback)));
+        fallback
     }
 
     /// The session of this id, or a new one with what `open` makes. `Err` says how the client is

@@ -1,5 +1,4 @@
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use warp::reply::Response;
 use warp::{Filter, Rejection};
@@ -7,12 +6,13 @@ use warp::{Filter, Rejection};
 use super::error::ApiError;
 use super::request::{Clock, Methods, request};
 use super::{Front, channels, events, users};
+use crate::model::since_1970;
 
 /// Every path of the API. Rejects all others.
 pub fn routes(
     front: Arc<Front>,
 ) -> impl Filter<Extract = (Response,), Error = Rejection, Future: Send> + Clone + Send + Sync {
-    table(front, secs_since_1970)
+    table(front, || since_1970().as_secs())
 }
 
 /// The URL table (`pusher.md` 5.1). A slash at the end of a path is passed over.
@@ -70,9 +70,4 @@ pub(super) fn table(
         .or(channel_stats)
         .unify()
         .map(|outcome: Result<Response, ApiError>| outcome.unwrap_or_else(ApiError::into_response))
-}
-
-fn secs_since_1970() -> u64 {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
-    since_1970.map_or(0, |duration| duration.as_secs())
 }

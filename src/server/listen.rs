@@ -22,9 +22,7 @@ use crate::wire::proxy;
 
 pub struct Listener {
     bound: Bound,
-    pub certificate: Option<Certificate>,
-    /// Connections begin with the header of a proxy.
-    pub proxy_protocol: bool,
+    pub greeting: Greeting,
 }
 
 enum Bound {
@@ -40,21 +38,17 @@ enum Bound {
 #[derive(Clone)]
 pub struct Greeting {
     pub certificate: Option<Certificate>,
+    /// Connections begin with the header of a proxy.
     pub proxy_protocol: bool,
 }
 
 impl Listener {
-    pub async fn tcp(
-        address: SocketAddr,
-        certificate: Option<Certificate>,
-        proxy_protocol: bool,
-    ) -> io::Result<Self> {
+    pub async fn tcp(address: SocketAddr, greeting: Greeting) -> io::Result<Self> {
         let bound = TcpListener::bind(address).await;
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
         Ok(Self {
             bound: Bound::Tcp(bound.map_err(named)?),
-            certificate,
-            proxy_protocol,
+            greeting,
         })
     }
 
@@ -68,8 +62,10 @@ impl Listener {
         })?;
         Ok(Self {
             bound: Bound::Unix { listener, _file },
-            certificate: None,
-            proxy_protocol: settings.proxy_protocol,
+            greeting: Greeting {
+                certificate: None,
+                proxy_protocol: settings.proxy_protocol,
+            },
         })
     }
 
@@ -96,13 +92,6 @@ impl Listener {
                 let (stream, _) = listener.accept().await?;
                 Ok((stream.into(), Ipv4Addr::LOCALHOST.into()))
             }
-        }
-    }
-
-    pub fn greeting(&self) -> Greeting {
-        Greeting {
-            certificate: self.certificate.clone(),
-            proxy_protocol: self.proxy_protocol,
         }
     }
 }

@@ -1,6 +1,7 @@
+//! What can be replaced as a whole while others look at it.
+
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// What can be replaced as a whole while others look at it.
 pub struct Live<T>(RwLock<Arc<T>>);
 
 impl<T> Live<T> {

@@ -152,10 +152,7 @@ async fn forward(
                     (places.partition_of(&sessions), journal::write_session(fact))
                 }
             };
-            let mut add = cmd("XADD");
-            add.arg(stream(&*places, partition));
-            add.arg("MAXLEN").arg("~").arg(Redis::FACTS_MAX);
-            add.arg("*").arg("f").arg(line);
+            let add = Redis::add_fact(&places.prefix(partition), &line);
             streams.entry(partition).or_default().push(add);
         }
         for (partition, commands) in streams {

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -21,6 +21,7 @@ use super::settings::Endpoint;
 use super::store::{Attempt, Delivery, EndpointId, Event, State, Store};
 use crate::apps::AppRegistry;
 use crate::metrics::{Backlog, WEBHOOK_BACKLOG, WEBHOOKS, Webhook};
+use crate::model::now_ms;
 use crate::transport::outbound::Outbound;
 use crate::wire;
 
@@ -440,11 +441,6 @@ pub(super) fn new_id() -> String {
     // Two repeats of one id would be taken for one delivery: without randomness, time must do.
     let random = || getrandom::u64().unwrap_or_else(|_| now_ms());
     format!("{:016x}{:016x}", random(), random())
-}
-
-pub(super) fn now_ms() -> u64 {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
-    since_1970.map_or(0, |duration| duration.as_millis() as u64)
 }
 
 #[cfg(test)]

@@ -12,14 +12,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::StartError;
-use super::deliver::{Shared, Worker, lasting, now_ms};
+use super::deliver::{Shared, Worker, lasting};
 use super::settings::{Endpoint, Settings};
 use super::settle::{Settled, Settler};
 use super::source::{FACTS_AT_ONCE, Source, concerns};
 use super::store::{EndpointId, Entry, Position, Store};
 use crate::apps::AppRegistry;
 use crate::metrics::WEBHOOK_EVENTS_LOST;
-use crate::model::{AppId, ChannelFact, Fact, SessionFact};
+use crate::model::{AppId, ChannelFact, Fact, SessionFact, now_ms};
 use crate::transport::outbound::{Outbound, Reach};
 use crate::wire;
 

@@ -8,7 +8,7 @@
 //! | `scripts` | the changes that Redis makes in one step |
 //! | `link` | the connections to a primary, watched end to end |
 //! | `partition` | joins, leaves, publishes and deliveries of one partition |
-//! | `unstated` | what the application is to be told and Redis has not confirmed
+//! | `unstated` | what the application is to be told and Redis has not confirmed |
 //! | `view` | what a presence channel's subscribers here were told |
 //! | `nodes` | which nodes live, and taking out those that do not |
 //!
@@ -50,7 +50,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, Pipeline, Value, cmd};
@@ -61,7 +61,9 @@ use super::last_events::LastEvents;
 use super::{Backend, Done, FactSink, Joined, Joining, LastEvent, Left};
 use crate::hub::{Expansion, Hub, MemberLimitReached, Occupancy, Subscriber};
 use crate::model::ids::IdSource;
-use crate::model::{AppId, ChannelFact, ChannelId, ChannelName, Event, FactKind, Member, SocketId};
+use crate::model::{
+    AppId, ChannelFact, ChannelId, ChannelName, Event, FactKind, Member, SocketId, since_1970,
+};
 use keys::{Keys, PARTITIONS};
 pub use nodes::NodeInfo;
 use partition::{Partition, Request};
@@ -164,7 +166,11 @@ impl Redis {
     pub const REGISTRY: usize = keys::REGISTRY;
     /// The name of a partition's stream of facts, behind its prefix.
     pub const FACTS: &str = scripts::FACTS;
-    pub const FACTS_MAX: usize = scripts::FACTS_MAX;
+
+    /// Adds a line to the stream of facts of the partition with this prefix.
+    pub fn add_fact(prefix: &str, line: &[u8]) -> Cmd {
+        scripts::add_fact(prefix, line)
+    }
 
     pub fn partition_of(channel: &ChannelId) -> usize {
         keys::partition_of(channel)
@@ -347,8 +353,7 @@ impl Inner {
 
 /// Microseconds since 1970: below 2^53, where Lua's numbers end, until the year 2255.
 fn now_us() -> u64 {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
-    since_1970.map_or(0, |since| since.as_micros() as u64)
+    since_1970().as_micros() as u64
 }
 
 impl Drop for Redis {

@@ -10,7 +10,16 @@ use sha1::{Digest, Sha1};
 pub const FACTS: &str = "facts";
 /// Facts that a stream keeps for whoever tells the application; beyond it the oldest go. The scripts
 /// say the same.
-pub const FACTS_MAX: usize = 100_000;
+const FACTS_MAX: usize = 100_000;
+
+/// Adds a line to the stream of facts of the partition with this prefix.
+pub fn add_fact(prefix: &str, line: &[u8]) -> Cmd {
+    let mut add = cmd("XADD");
+    add.arg(format!("{prefix}{FACTS}"));
+    add.arg("MAXLEN").arg("~").arg(FACTS_MAX);
+    add.arg("*").arg("f").arg(line);
+    add
+}
 
 pub struct Script {
     text: String,

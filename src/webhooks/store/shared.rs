@@ -26,9 +26,9 @@ use super::{
     StoreError,
 };
 use crate::backend::redis::{Registry, Settings};
+use crate::model::now_ms;
 use crate::model::{AppId, ChannelId, ChannelName};
 use crate::webhooks::cluster::{HOME, Places};
-use crate::webhooks::deliver::now_ms;
 use crate::webhooks::settle::{Subject, Told};
 
 const FENCED: &str = include_str!("fenced.lua");

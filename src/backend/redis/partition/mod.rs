@@ -162,11 +162,7 @@ impl Partition {
         let now = Instant::now();
         let mut shared = self.shared();
         // Before it is in use here, the log is still to be read.
-        if !shared
-            .up
-            .as_ref()
-            .is_some_and(|known| Arc::ptr_eq(known, up))
-        {
+        if !shared.goes_through(up) {
             return;
         }
         self.horizon_ms.store(redis_ms, Ordering::Release);
@@ -193,11 +189,7 @@ impl Partition {
 
     fn lose(&self, up: &Arc<Up>, status: &Status) {
         let mut shared = self.shared();
-        if shared
-            .up
-            .as_ref()
-            .is_some_and(|known| Arc::ptr_eq(known, up))
-        {
+        if shared.goes_through(up) {
             shared.up = None;
             status.partition_is_down();
         }
@@ -247,6 +239,10 @@ impl Partition {
 }
 
 impl Shared {
+    fn goes_through(&self, up: &Arc<Up>) -> bool {
+        self.up.as_ref().is_some_and(|known| Arc::ptr_eq(known, up))
+    }
+
     /// A version for what happens while Redis is away: newer than all, and older than what Redis
     /// will give out then.
     fn next_version(&mut self) -> u64 {

@@ -153,14 +153,8 @@ impl Membership {
                 }
                 waiting
             };
-            let add = |line: &[u8]| {
-                let mut add = cmd("XADD");
-                add.arg(format!("{}{}", partition.prefix, scripts::FACTS));
-                add.arg("MAXLEN").arg("~").arg(scripts::FACTS_MAX);
-                add.arg("*").arg("f").arg(line);
-                add
-            };
-            let commands: Vec<Cmd> = waiting.iter().map(|(_, line)| add(line)).collect();
+            let add = |(_, line): &(_, Arc<[u8]>)| scripts::add_fact(&partition.prefix, line);
+            let commands: Vec<Cmd> = waiting.iter().map(add).collect();
             up.run(&commands).await?;
             let mut shared = partition.shared();
             for (serial, _) in waiting {

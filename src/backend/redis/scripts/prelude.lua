@@ -28,6 +28,10 @@ end
 
 local FACTS_MAX = 100000
 
+local function add_fact(line)
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', FACTS_MAX, '*', 'f', line)
+end
+
 -- What is stated was told to the application already: whoever tells it may have lost that.
 local is_told = false
 
@@ -39,7 +43,7 @@ local function state(fact, app, name, user)
     serial = 0, fact = fact, app = app, channel = name, user_id = user, is_told = is_told,
     at_ms = time[1] * 1000 + math.floor(time[2] / 1000),
   })
-  redis.call('XADD', KEYS[2], 'MAXLEN', '~', FACTS_MAX, '*', 'f', line)
+  add_fact(line)
 end
 
 local function field(text)

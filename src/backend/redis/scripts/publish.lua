@@ -4,7 +4,7 @@
 if ARGV[9] then
   -- Else the node could not know what of an older session was done.
   if is_stale() then return { err = 'STALE' } end
-  redis.call('XADD', KEYS[2], 'MAXLEN', '~', FACTS_MAX, '*', 'f', ARGV[9])
+  add_fact(ARGV[9])
 end
 if ARGV[8] ~= '0' then
   redis.call('SET', P .. 'last:' .. ARGV[5] .. ':' .. ARGV[6], ARGV[7], 'PX', ARGV[8])
