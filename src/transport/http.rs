@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut};
 use futures_util::{Stream, StreamExt};
+use tokio::task::yield_now;
 use warp::http::StatusCode;
 use warp::http::header::{CONTENT_TYPE, HeaderValue};
 use warp::reply::Response;
@@ -16,6 +17,9 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much of a body that is too large is received and dropped, so that a peer that first writes
 /// all and then reads gets its answer.
 const DROPPED_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// After so much of a body that is there already others have their turn.
+const BYTES_BEFORE_YIELD: usize = 64 * 1024;
 
 /// A successful answer.
 pub fn json(body: String) -> Response {
@@ -63,7 +67,7 @@ async fn read(
 ) -> Result<Vec<u8>, BodyError> {
     let mut chunks = pin!(chunks);
     let mut body = Vec::new();
-    let mut received = 0_usize;
+    let (mut received, mut paused_at) = (0_usize, 0);
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|_| BodyError::CutOff)?;
         received += chunk.remaining();
@@ -74,8 +78,34 @@ async fn read(
         } else {
             body = Vec::new();
         }
+        if received - paused_at >= BYTES_BEFORE_YIELD {
+            paused_at = received;
+            yield_now().await;
+        }
     }
     (received <= bytes_max)
         .then_some(body)
         .ok_or(BodyError::TooLarge)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use futures_util::stream;
+
+    #[tokio::test]
+    async fn a_large_body_that_is_there_lets_others_have_their_turn() {
+        const CHUNKS: usize = 64;
+        let chunk = || Ok(Bytes::from_static(&[b'x'; 16 * 1024]));
+        let chunks = stream::iter((0..CHUNKS).map(move |_| chunk()));
+        let reading = tokio::spawn(read_body(chunks, usize::MAX));
+        let mut turns = 0;
+        while !reading.is_finished() {
+            turns += 1;
+            yield_now().await;
+        }
+        assert_eq!(reading.await.unwrap().unwrap().len(), CHUNKS * 16 * 1024);
+        assert!(turns > CHUNKS / 8, "{turns} turns");
+    }
 }

@@ -40,6 +40,8 @@ use crate::wire::websocket::{
 
 /// What is read at once of any socket.
 const READ_BYTES: usize = 16 * 1024;
+/// After so many messages of one peer others have their turn.
+const MESSAGES_BEFORE_YIELD: usize = 32;
 /// How long a peer may take to answer our close.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -313,6 +315,7 @@ impl<C: Conversation> Socket<C> {
 
     /// Sees to all messages that were received.
     async fn hear(&mut self) -> Result<(), End> {
+        let mut heard = 0;
         loop {
             let incoming = self.decoder.decode();
             let incoming = incoming.map_err(|why| End::CloseUnreadable(unreadable(why)))?;
@@ -322,6 +325,10 @@ impl<C: Conversation> Socket<C> {
             self.last_heard = Instant::now();
             self.pinged_at = None;
             self.on_message(incoming).await?;
+            heard += 1;
+            if heard % MESSAGES_BEFORE_YIELD == 0 {
+                yield_now().await;
+            }
             // The answers must not pile up in front of a peer that asks and asks and takes none.
             if self.writer.is_blocked() {
                 Box::pin(self.unblock()).await?;
