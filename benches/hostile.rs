@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::rc::Rc;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -363,15 +364,17 @@ async fn attack(name: &str, ports: [u16; 2]) {
         let late = Duration::from_millis(2 * nth as u64);
         tokio::task::spawn_local(again(name, ports, late, said.clone()));
     }
-    if name == "stopped" {
-        // Until all have subscribed.
-        sleep(Duration::from_secs(5)).await;
+    while name == "stopped" && SUBSCRIBED.load(Relaxed) < CONNECTIONS {
+        sleep(Duration::from_millis(50)).await;
     }
     while let Some(command) = commands.recv().await {
         say.send_replace(command == "attack");
         println!("ready");
     }
 }
+
+/// How often one of those who will stop has subscribed.
+static SUBSCRIBED: AtomicUsize = AtomicUsize::new(0);
 
 /// While it is said to.
 async fn again(name: &str, ports: [u16; 2], late: Duration, mut said: watch::Receiver<bool>) {
@@ -405,6 +408,7 @@ async fn once(name: &str, [port, tls_port]: [u16; 2]) -> io::Result<()> {
 async fn stop_and_go(port: u16, mut said: watch::Receiver<bool>) {
     loop {
         let mut socket = subscribe(WebSocket::narrow(port, PATH).await).await;
+        SUBSCRIBED.fetch_add(1, Relaxed);
         loop {
             if said.wait_for(|stops| !*stops).await.is_err() {
                 return;
