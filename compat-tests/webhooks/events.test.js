@@ -117,14 +117,18 @@ test('without batching each request has one event', async () => {
   assert.ok(one.requests.every(({ events }) => events.length === 1));
 });
 
+// A request may go out before the connection of the last one is known to be free again, on a
+// connection of its own; most do not.
 test('connections are used again', async () => {
   const peer = await connect();
-  const before = new Set(one.requests.map(({ connection }) => connection));
-  for (let n = 0; n < 5; n++) {
+  const before = one.requests.length;
+  for (let n = 0; n < 20; n++) {
     peer.askToSubscribe(`again-${n}`);
     await untilAbout(one, `again-${n}`, 2);
   }
-  assert.ok(one.requests.every(({ connection }) => before.has(connection)));
+  const used = new Set(one.requests.slice(before).map(({ connection }) => connection));
+  assert.equal(one.requests.length - before, 40);
+  assert.ok(used.size <= 10, `${used.size} connections for 40 requests`);
 });
 
 test('an endpoint gets the events and the channels that it asked for, signed over what it gets', async () => {
