@@ -20,30 +20,46 @@ impl Parameters {
 
     pub(super) fn parse(query: &str, plus: Plus) -> Self {
         let decode = |text: &str| match plus {
-            Plus::IsSpace => percent_decode(&text.replace('+', " ")),
-            Plus::IsPlus => percent_decode(text),
+            Plus::IsSpace if text.contains('+') => percent_decode(&text.replace('+', " ")),
+            Plus::IsSpace | Plus::IsPlus => percent_decode(text),
         };
         let mut parameters: Vec<_> = query
             .split('&')
             .filter(|part| !part.is_empty())
             .map(|part| part.split_once('=').unwrap_or((part, "")))
-            .map(|(name, value)| (decode(name).to_lowercase(), decode(value)))
+            .map(|(name, value)| (lower_case(decode(name)), decode(value)))
             .collect();
         // Signers sort arrays under their bare name, before they write the brackets.
-        let bare = |name: &str| name.strip_suffix("[]").unwrap_or(name).to_owned();
-        parameters.sort_by_cached_key(|(name, _)| bare(name));
+        let bare = |name: &str| name.strip_suffix("[]").unwrap_or(name).len();
+        parameters.sort_by(|(a, _), (b, _)| a[..bare(a)].cmp(&b[..bare(b)]));
         Self(parameters)
     }
 
     pub(super) fn string_to_sign(&self, method: &str, path: &str) -> String {
-        let parameters: Vec<_> = self
-            .0
-            .iter()
-            .filter(|(name, _)| name != "auth_signature")
-            .map(|(name, value)| format!("{name}={value}"))
-            .collect();
-        let method = method.to_ascii_uppercase();
-        format!("{method}\n{path}\n{}", parameters.join("&"))
+        let mut text = method.to_ascii_uppercase();
+        text.push('\n');
+        text.push_str(path);
+        let mut before = '\n';
+        for (name, value) in self.0.iter().filter(|(name, _)| name != "auth_signature") {
+            text.push(before);
+            text.extend([name.as_str(), "=", value]);
+            before = '&';
+        }
+        if before == '\n' {
+            text.push(before);
+        }
+        text
+    }
+}
+
+/// Most are already.
+fn lower_case(text: String) -> String {
+    match text
+        .bytes()
+        .all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase())
+    {
+        true => text,
+        false => text.to_lowercase(),
     }
 }
 
@@ -57,6 +73,9 @@ pub(super) enum Plus {
 /// Turns `%3B` into `;`. A `%` without two hex digits stands for itself; what is not UTF-8 becomes
 /// replacement characters.
 pub fn percent_decode(text: &str) -> String {
+    if !text.contains('%') {
+        return text.to_owned();
+    }
     let bytes = text.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut at = 0;

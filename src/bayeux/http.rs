@@ -2,7 +2,6 @@
 //! callback-polling.
 
 use std::sync::Arc;
-use std::task::Poll;
 
 use bytes::Buf;
 use futures_util::stream::FuturesUnordered;
@@ -26,7 +25,7 @@ use super::encoding::message_of;
 use super::exchange::{Answers, Sender};
 use super::site::{Front, Site};
 use super::{event_source, files, websocket};
-use crate::transport::http::{BodyError, read_body, text};
+use crate::transport::http::{BodyError, read_body, text, to_the_end};
 use crate::transport::peer::Peer;
 use crate::transport::receipt::{self, Receipts};
 use crate::transport::session::Carrier;
@@ -267,17 +266,13 @@ async fn respond(request: &Request, texts: Vec<String>, callback: Option<&str>) 
 /// and its request is dropped: a page that closes says goodbye and does not wait.
 async fn exchange(site: &Arc<Site>, texts: Vec<String>, sender: Sender) -> Option<Answers> {
     let site = site.clone();
-    let mut answering = Box::pin(async move {
+    let answering = async move {
         let messages_max = site.settings.limits.messages_per_request_max;
         let texts = texts.iter().map(String::as_str);
         let messages = parse_all(texts, messages_max).ok()?;
         Some(site.answer(&messages, &sender).await)
-    });
-    // Most need no task for that.
-    match futures_util::poll!(&mut answering) {
-        Poll::Ready(answers) => answers,
-        Poll::Pending => tokio::spawn(answering).await.ok().flatten(),
-    }
+    };
+    to_the_end(answering).await.flatten()
 }
 
 fn accepts_event_stream(headers: &HeaderMap) -> bool {

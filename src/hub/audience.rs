@@ -2,13 +2,18 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
+use std::task::Waker;
 use std::time::Instant;
 
+use super::outbox::wake_few;
 use super::{Closing, Encoding, Frame, Outbox, Subscriber};
 use crate::model::{Body, Event, SocketId};
 
 /// After so many pushes a delivery lets other tasks run.
 const PUSHES_BEFORE_YIELD: usize = 1024;
+
+/// So many subscribers are written to by whoever delivers: to wake another task costs more.
+const FEW: usize = 8;
 
 /// The subscribers at one moment, grouped by wire format. Immutable and shared.
 #[derive(Default)]
@@ -43,6 +48,10 @@ impl Audience {
         }
     }
 
+    fn len(&self) -> usize {
+        self.groups.iter().map(|group| group.outboxes.len()).sum()
+    }
+
     pub fn contains(&self, id: SocketId) -> bool {
         let ids = self.ids.get_or_init(|| {
             let outboxes = self.groups.iter().flat_map(|group| &group.outboxes);
@@ -58,6 +67,8 @@ pub struct HandOver<'e> {
     made: Vec<(&'static str, Option<Parcel>)>,
     pushes: usize,
     since: Instant,
+    /// Those to be woken when all is handed over, as long as they are few.
+    woken: Vec<Waker>,
 }
 
 impl<'e> HandOver<'e> {
@@ -68,11 +79,13 @@ impl<'e> HandOver<'e> {
             made: Vec::new(),
             pushes: 0,
             since,
+            woken: Vec::new(),
         }
     }
 
     /// To all but those who are `served` already.
     pub async fn to(&mut self, audience: &Audience, served: impl Fn(SocketId) -> bool) {
+        let are_few = audience.len() <= FEW;
         for group in &audience.groups {
             let Some(parcel) = self.parcel(group.encoding) else {
                 continue;
@@ -86,7 +99,11 @@ impl<'e> HandOver<'e> {
                 if outboxes.len() == 0 {
                     outbox.time(self.since);
                 }
-                parcel.give(outbox);
+                match parcel.put(outbox) {
+                    Some(owner) if are_few && self.woken.len() < FEW => self.woken.push(owner),
+                    Some(owner) => owner.wake(),
+                    None => {}
+                }
                 self.pushes += 1;
                 if self.pushes.is_multiple_of(PUSHES_BEFORE_YIELD) {
                     tokio::task::yield_now().await;
@@ -111,6 +128,13 @@ impl<'e> HandOver<'e> {
     }
 }
 
+/// However it ends, nobody is left asleep.
+impl Drop for HandOver<'_> {
+    fn drop(&mut self) {
+        wake_few(self.woken.drain(..));
+    }
+}
+
 /// What an event is to the outboxes of one wire format.
 #[derive(Clone)]
 pub enum Parcel {
@@ -127,9 +151,19 @@ impl Parcel {
     }
 
     pub fn give(&self, outbox: &Outbox) {
+        if let Some(owner) = self.put(outbox) {
+            owner.wake();
+        }
+    }
+
+    /// The same, but leaves waking the owner, where it waits, to the caller.
+    fn put(&self, outbox: &Outbox) -> Option<Waker> {
         match self {
-            Self::Frame(frame) => outbox.push(frame.clone()),
-            Self::Closing(why) => outbox.close(*why),
+            Self::Frame(frame) => outbox.put(frame.clone()),
+            Self::Closing(why) => {
+                outbox.close(*why);
+                None
+            }
         }
     }
 }

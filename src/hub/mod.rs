@@ -28,7 +28,7 @@ use std::time::Instant;
 
 use audience::{Audience, HandOver};
 use channel::Channel;
-pub use outbox::{Closing, Frame, Outbox};
+pub use outbox::{Closing, Frame, Outbox, are_few};
 pub use patterns::Expansion;
 use patterns::Patterns;
 pub use presence::Roster;
@@ -224,9 +224,9 @@ impl Hub {
         let Some(turns) = self.turns(&event.channel, has_patterns) else {
             return;
         };
+        let mut hand_over = HandOver::of(&event, since);
         let turn = turns.lock().await;
         if let Some(snapshot) = self.snapshot(&event, has_patterns) {
-            let mut hand_over = HandOver::of(&event, since);
             hand_over.to(&snapshot.audience, |_| false).await;
             if has_patterns {
                 self.deliver_to_patterns(&mut hand_over, &event.channel, snapshot)
@@ -240,6 +240,7 @@ impl Hub {
         }
         drop(turn);
         drop(turns);
+        drop(hand_over);
         // The last subscriber may have left meanwhile, when the turn kept the channel in place.
         let mut shard = self.shard(&event.channel);
         if shard.get(&event.channel).is_some_and(Channel::is_unused) {

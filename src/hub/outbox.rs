@@ -4,6 +4,7 @@
 //! once, so a burst costs one wake-up. An outbox whose owner does not keep up closes itself. It
 //! may have one owner after another: what the first could not write, it puts back.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -85,9 +86,16 @@ impl Outbox {
     }
 
     pub fn push(&self, frame: Frame) {
+        if let Some(owner) = self.put(frame) {
+            owner.wake();
+        }
+    }
+
+    /// The same, but leaves waking the owner, where it waits, to the caller.
+    pub fn put(&self, frame: Frame) -> Option<Waker> {
         let mut state = self.state();
         if state.closing.is_some() {
-            return;
+            return None;
         }
         let was_empty = state.frames.is_empty();
         state.bytes += frame.cost_bytes();
@@ -98,10 +106,10 @@ impl Outbox {
         } else {
             state.frames.push_back(frame);
             if !was_empty {
-                return;
+                return None;
             }
         }
-        wake_owner(state);
+        state.owner.take()
     }
 
     /// Takes the time from `since` until what is pushed next is written, if somebody is there to
@@ -211,6 +219,25 @@ impl State {
             DELIVERY_SECONDS.observe(since.elapsed());
         }
     }
+}
+
+thread_local! {
+    static ARE_FEW: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Wakes the owners of a few outboxes. They may do their work at once, in this call.
+pub fn wake_few(owners: impl IntoIterator<Item = Waker>) {
+    let before = ARE_FEW.replace(true);
+    for owner in owners {
+        owner.wake();
+    }
+    ARE_FEW.set(before);
+}
+
+/// For whoever is woken: whether it is one of few, so that nobody waits for long if it does its work
+/// at once.
+pub fn are_few() -> bool {
+    ARE_FEW.get()
 }
 
 /// Wakes after the lock is free, so that the woken task does not run into it.

@@ -21,6 +21,7 @@ use error::ApiError;
 
 use crate::apps::AppRegistry;
 use crate::broker::Broker;
+use crate::transport::http;
 
 /// What every request shares.
 pub struct Front {
@@ -36,5 +37,5 @@ pub struct Front {
 async fn to_the_end<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, ApiError> {
-    tokio::spawn(work).await.map_err(|_| ApiError::Internal)
+    http::to_the_end(work).await.ok_or(ApiError::Internal)
 }

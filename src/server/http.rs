@@ -204,7 +204,10 @@ pub fn routes(
             },
         );
     // In front of the HTTP API: also on a path of its own a WebSocket is refused as one.
-    let nobodys_websocket = warp::header::headers_cloned()
+    let nobodys_websocket = warp::header::value("upgrade")
+        .map(drop)
+        .untuple_one()
+        .and(warp::header::headers_cloned())
         .and(upgrade)
         .and(pusher)
         .and_then(|headers: HeaderMap, upgrade, front| async move {

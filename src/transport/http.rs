@@ -1,6 +1,7 @@
 //! What the HTTP side of every front end needs.
 
 use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut};
@@ -20,6 +21,19 @@ const DROPPED_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// After so much of a body that is there already others have their turn.
 const BYTES_BEFORE_YIELD: usize = 64 * 1024;
+
+/// Does the work to its end, even if whoever asked for it goes away meanwhile and the request is
+/// dropped. `None` if that is not possible.
+pub async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+) -> Option<T> {
+    let mut work = Box::pin(work);
+    // Most need no task for that.
+    match futures_util::poll!(&mut work) {
+        Poll::Ready(done) => Some(done),
+        Poll::Pending => tokio::spawn(work).await.ok(),
+    }
+}
 
 /// A successful answer.
 pub fn json(body: String) -> Response {

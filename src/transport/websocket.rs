@@ -262,8 +262,7 @@ impl<C: Conversation> Socket<C> {
 
     async fn converse(&mut self) -> Result<Infallible, End> {
         // Boxed as all that is rare, so that it takes no room in the task while nothing happens.
-        Box::pin(self.hear()).await?;
-        self.writer.flush();
+        self.attend().await?;
         let mut timer = pin!(sleep_until(self.next_check()));
         loop {
             let event = poll_fn(|cx| {
@@ -284,7 +283,7 @@ impl<C: Conversation> Socket<C> {
                 Event::Readable => {
                     let received = self.receive()?;
                     if received > 0 {
-                        Box::pin(self.hear()).await?;
+                        self.attend().await?;
                         let due = self.conversation.deadline();
                         if due.is_some_and(|due| due < timer.deadline()) {
                             timer.as_mut().reset(self.next_check());
@@ -313,7 +312,12 @@ impl<C: Conversation> Socket<C> {
         }
     }
 
-    /// Sees to all messages that were received.
+    /// Sees to all messages that were received, and writes what comes of it.
+    async fn attend(&mut self) -> Result<(), End> {
+        let writer = self.writer.clone();
+        writer.attend(Box::pin(self.hear())).await
+    }
+
     async fn hear(&mut self) -> Result<(), End> {
         let mut heard = 0;
         loop {
@@ -354,9 +358,7 @@ impl<C: Conversation> Socket<C> {
             }
             Incoming::Pong => return Ok(()),
         };
-        let answered = self.conversation.on_text(&text).await;
-        self.writer.flush();
-        answered.map_err(End::Close)
+        self.conversation.on_text(&text).await.map_err(End::Close)
     }
 
     /// Timers are not moved by traffic: when one is due, the time of the last message decides.

@@ -6,6 +6,10 @@
 //! published meanwhile gathers and goes out in the next round, many frames in one write. So the
 //! busier the server, the less a delivery costs; and a lone event still goes out at once.
 //!
+//! A round has its price: a task to be woken, perhaps on another thread. Where only few sockets are
+//! to be written to ([`crate::hub::are_few`]), whoever wakes them writes. What a socket's own task
+//! causes, it writes itself ([`Writer::attend`]).
+//!
 //! ```text
 //!          woken by its source             all taken is written
 //!  idle ──────────────────────► queued ─────────────────────────► idle
@@ -19,17 +23,21 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::mem;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
 
 use super::stream::Stream;
 use super::websocket::Close;
-use crate::hub::Frame;
+use crate::hub::{Frame, are_few};
 use crate::wire::websocket::push_text;
 
 /// Frames are gathered up to this size, or to one frame, for one write.
 const WRITE_BYTES: usize = 16 * 1024;
+/// Frames that come in such a short time after each other gather.
+const BURST: Duration = Duration::from_micros(200);
 /// After so many sockets a flusher lets other tasks run.
 const FLUSHES_BEFORE_YIELD: usize = 64;
 
@@ -80,6 +88,8 @@ struct State<S> {
     is_blocked: bool,
     stopped: Option<Stopped>,
     task: Option<Waker>,
+    /// When it was last written to by whoever woke it.
+    written_at: Option<Instant>,
 }
 
 struct Ways<S> {
@@ -99,6 +109,7 @@ impl<S: Source> Writer<S> {
                 is_blocked: false,
                 stopped: None,
                 task: None,
+                written_at: None,
             }),
         })
     }
@@ -111,6 +122,20 @@ impl<S: Source> Writer<S> {
         if !state.is_blocked {
             state.write(self);
         }
+    }
+
+    /// Runs what the socket's own task does. What is to be sent because of it is written at the end of
+    /// each of its turns, and by nobody else meanwhile.
+    pub async fn attend<F: Future + Unpin>(self: &Arc<Self>, mut work: F) -> F::Output {
+        poll_fn(|cx| {
+            let was_queued = self.is_queued.swap(true, Ordering::AcqRel);
+            let done = Pin::new(&mut work).poll(cx);
+            if !was_queued {
+                self.flush();
+            }
+            done
+        })
+        .await
     }
 
     /// Writes a control frame behind what was taken so far.
@@ -176,6 +201,13 @@ impl<S: Source> Writer<S> {
 }
 
 impl<S: Source> State<S> {
+    /// Whether this is no burst, whose frames had better gather for one write.
+    fn is_calm(&mut self) -> bool {
+        let now = Instant::now();
+        let before = self.written_at.replace(now);
+        before.is_none_or(|before| now.duration_since(before) > BURST)
+    }
+
     fn write(&mut self, writer: &Arc<Writer<S>>) {
         let Some(ways) = &self.ways else { return };
         let waker = Waker::from(writer.clone());
@@ -254,10 +286,22 @@ fn write_some(stream: &Stream, batch: &mut VecDeque<Frame>, rest: &mut Vec<u8>) 
 /// By its source.
 impl<S: Source> Wake for Writer<S> {
     fn wake(self: Arc<Self>) {
-        if !self.is_queued.swap(true, Ordering::AcqRel) {
-            let flusher = self.flusher.clone();
-            flusher.queue(self);
+        if self.is_queued.swap(true, Ordering::AcqRel) {
+            return;
         }
+        // Whoever is writing just now may have asked the source before it had this.
+        if are_few()
+            && let Ok(mut state) = self.state.try_lock()
+            && state.is_calm()
+        {
+            self.is_queued.store(false, Ordering::Release);
+            if !state.is_blocked {
+                state.write(&self);
+            }
+            return;
+        }
+        let flusher = self.flusher.clone();
+        flusher.queue(self);
     }
 }
 
