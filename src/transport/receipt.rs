@@ -280,7 +280,11 @@ impl AsyncWrite for Receipted {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream.io().poll_shutdown(cx)
+        match &self.stream {
+            // Whoever asks for it closes the socket next, which says the same.
+            Connection::Plain(_) => Poll::Ready(Ok(())),
+            Connection::Tls(_) => self.stream.io().poll_shutdown(cx),
+        }
     }
 }
 
