@@ -14,6 +14,7 @@
 //! | [`transport`] | how bytes reach peers: the WebSocket loop, sessions that outlive a connection, bits of HTTP |
 //! | [`backend`] | makes the hubs of all nodes one; the seam is one trait |
 //! | [`broker`] | the walks that all front ends share: subscribe, leave, publish, sign in |
+//! | [`peers`] | sessions on other nodes: whose they are, requests passed on to them, how they move |
 //! | [`pusher`] | front end: `/app/:key` |
 //! | [`bayeux`] | front end: what Faye and CometD clients speak |
 //! | [`rest`] | front end: the signed HTTP API, `/apps/:id/…` |
@@ -59,6 +60,9 @@
 //!   the busier the server, the more frames go out with one system call.
 //! - WebSocket frames are read and written by [`wire::websocket`], not by a library: an idle
 //!   connection needs no buffer, and writing needs no owner of the whole stream.
+//! - A session does not move with every request that another node gets, but the request is passed on
+//!   to its node ([`peers`]): behind a load balancer that takes turns, moving would cost each poll a
+//!   leave and a join of every channel. It moves where a socket or a node that stops makes it worth it.
 //! - A user's sign-ins, and who watches them, are channels that no client can name. Online state,
 //!   watchlists and terminating a user need nothing beyond what channels can do, on any backend.
 
@@ -73,6 +77,8 @@ pub mod bayeux;
 pub mod pusher;
 pub mod rest;
 pub mod webhooks;
+
+pub mod peers;
 
 pub mod broker;
 

@@ -26,6 +26,7 @@ use crate::hub::{Hub, Load};
 use crate::metrics::{self, CUT_OFFS, CutOff, Page};
 use crate::model::AppId;
 use crate::model::ids::IdSource;
+use crate::peers::Peers;
 use crate::transport::outbound::OutboundError;
 use crate::transport::peer::Addresses;
 use crate::transport::socket::Socket;
@@ -57,6 +58,7 @@ pub struct Server {
     webhooks: Option<Webhooks>,
     pub status: Arc<Status>,
     redis: Option<Arc<Redis>>,
+    peers: Option<Arc<Peers>>,
     reloader: Reloader,
 }
 
@@ -150,28 +152,31 @@ impl Server {
             None => Arc::new(Memory::new(hub.clone(), ids.clone(), fact_sink.clone())),
         };
         let broker = Broker::new(hub, backend, fact_sink, ids);
+        let peers = redis.clone().map(Peers::new);
         let bayeux = bayeux::Front::start(
             bayeux,
             apps.clone(),
             broker.clone(),
+            peers.clone(),
             settings.write_timeout,
             &lives.tasks,
             &flushers,
         )
         .map_err(StartError::Bayeux)?;
+        let bayeux = Arc::new(bayeux);
         let status = Arc::new(Status::default());
         show(&status, broker.clone(), lives.tasks.clone());
         if let Some(redis) = &redis {
             show_redis(&status, redis);
         }
-        let kept = pusher::Kept::default();
+        let kept = pusher::Kept::new(peers.clone());
         let shown = kept.clone();
         status.show(move |page| shown.show(page));
         let rooms = Rooms {
             broker: broker.clone(),
             apps,
-            kept,
-            bayeux: Arc::new(bayeux),
+            kept: kept.clone(),
+            bayeux: bayeux.clone(),
             status: status.clone(),
             tasks: lives.tasks.clone(),
             flushers,
@@ -179,6 +184,13 @@ impl Server {
         let addresses = Addresses::new(settings.connections_per_address_max);
         let serving = Arc::new(Live::new(rooms.serve(settings, addresses)));
         tokio::spawn(watch_memory(Arc::downgrade(&broker), serving.clone()));
+        if let Some(peers) = &peers {
+            let shown = peers.clone();
+            status.show(move |page| shown.show(page));
+            let passed_on = serving.clone();
+            let serve = move |request| passed_on.get().answer_passed_on(request);
+            peers.start(vec![bayeux, Arc::new(kept)], Box::new(serve));
+        }
         let mut certificates = listeners
             .iter()
             .filter_map(|of| of.greeting.certificate.clone());
@@ -197,6 +209,7 @@ impl Server {
             webhooks,
             status,
             redis,
+            peers,
             reloader,
         })
     }
@@ -241,6 +254,7 @@ impl Server {
             webhooks,
             status,
             redis,
+            peers,
             ..
         } = self;
         status.stop();
@@ -248,11 +262,20 @@ impl Server {
         drop(listeners);
         let settings = &serving.get().settings;
         let shutdown_grace = settings.shutdown_grace;
-        broker.drain(settings.shutdown_spread).await;
+        let spread = settings.shutdown_spread;
+        let moving = peers.as_ref().map(|peers| peers.leave(spread));
+        if moving.is_some() {
+            // What a client asks for next is better asked where its session goes.
+            lives.stopping.cancel();
+        }
+        broker.drain(spread, moving).await;
         lives.stopping.cancel();
         lives.tasks.close();
         if timeout(shutdown_grace, lives.tasks.wait()).await.is_err() {
             tracing::warn!("some connections did not leave in time");
+        }
+        if let Some(peers) = peers {
+            peers.finish(shutdown_grace).await;
         }
         if let Some(webhooks) = webhooks {
             if timeout(shutdown_grace, broker.all_have_left())

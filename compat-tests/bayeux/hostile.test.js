@@ -6,7 +6,8 @@ import { connect } from 'node:net';
 import { describe, test } from 'node:test';
 
 import { QUIET_MS, sleep, until } from '../support/events.js';
-import { PASSWORD, startBridge } from './support/bridge.js';
+import { PASSWORD } from './support/both-protocols.js';
+import { startBridge } from './support/bridge.js';
 import { PLAIN_PUBLISH, handshake, post, request } from './support/http.js';
 import { faye } from './support/in-node.js';
 import { startBayeux } from './support/server.js';

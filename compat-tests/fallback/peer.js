@@ -32,19 +32,20 @@ export function ask(server, path, { body = '', method = 'GET', headers = {} } = 
   return answer;
 }
 
-/** A client that asks as pusher-js does. */
+/** A client that asks as pusher-js does. The option `at` names another server for one request. */
 export function clientOf(server, { key = TEST_APP.key, prefix = '/pusher' } = {}) {
   const base = `${prefix}/app/${key}/${names % 1000}/abcdefg${(names++ % 32).toString(32)}`;
   let n = 1;
 
-  function request(transport, { number = n++, ...options } = {}) {
+  function request(transport, { number = n++, at = server, ...options } = {}) {
     const path = `${base}/${transport}?${transport === 'xhr_send' ? '' : `${QUERY}&`}t=${Date.now()}&n=${number}`;
-    return ask(server, path, { method: 'POST', ...options });
+    return ask(at, path, { method: 'POST', ...options });
   }
   const client = {
     request,
     poll: async (options) => (await request('xhr', options).ended),
     stream: async (options) => { const answer = request('xhr_streaming', options); await answer.head; return answer; },
+    sendAt: (at, ...events) => request('xhr_send', { at, body: JSON.stringify(events.map((event) => JSON.stringify(event))) }).ended,
     send: (...events) => request('xhr_send', { body: JSON.stringify(events.map((event) => JSON.stringify(event))) }).ended,
     subscribe: (channel) => client.send({ event: 'pusher:subscribe', data: { channel } }),
     base,
@@ -67,11 +68,11 @@ export function sockJsOf(server, { key = TEST_APP.key } = {}) {
   const base = `/pusher/${String(sessions % 1000).padStart(3, '0')}/sockjs_${(sessions++ % 36).toString(36)}`;
   const client = {
     base,
-    get: (transport, options) => ask(server, `${base}/${transport}`, options),
-    post: (transport, options) => ask(server, `${base}/${transport}`, { method: 'POST', ...options }),
+    get: (transport, { at = server, ...options } = {}) => ask(at, `${base}/${transport}`, options),
+    post: (transport, { at = server, ...options } = {}) => ask(at, `${base}/${transport}`, { method: 'POST', ...options }),
     send: (messages, options) => client.post('xhr_send', { body: JSON.stringify(messages), headers: { 'Content-Type': undefined }, ...options }).ended,
     open: (options) => client.send([JSON.stringify({ path: `/app/${key}?${QUERY}&flash=false` })], options),
-    subscribe: (channel) => client.send([JSON.stringify({ event: 'pusher:subscribe', data: { channel } })]),
+    subscribe: (channel, options) => client.send([JSON.stringify({ event: 'pusher:subscribe', data: { channel } })], options),
   };
   return client;
 }

@@ -44,13 +44,13 @@ export async function worldInNode(version, server, { app = TEST_APP, key = app.k
   return world;
 }
 
-/** Registers the scenario as tests, one server for all its steps. `transports`: `enabledTransports` of pusher-js. */
-export function scenarioInNode(version, { transports = undefined } = {}) {
+/** Registers the scenario as tests, one server for all its steps. `transports`: `enabledTransports` of pusher-js; `start`: starts the server. */
+export function scenarioInNode(version, { transports = undefined, start = startRaptor } = {}) {
   describe(`pusher-js ${version} in Node${transports ? ` over ${transports.join(', ')}` : ''}`, { concurrency: 1 }, () => {
     let world;
     for (const { title, run } of scenario(version)) {
       test(title, { timeout: 30_000 }, async () => {
-        world ??= await worldInNode(version, await startRaptor(), { connection: transports && { enabledTransports: transports } });
+        world ??= await worldInNode(version, await start(), { connection: transports && { enabledTransports: transports } });
         try {
           await run(world);
         } finally {

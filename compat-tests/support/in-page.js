@@ -106,16 +106,16 @@ function passOn(request, response, { port }) {
  *
  * @param {object} [options] `transports`: as for `serveWorld`; `only`: tells by its title whether a step is taken; `before`: runs in the page
  *   before its scripts; `as`: what the transport is called; `pageForEach`: a new page for each step;
- *   `sameOrigin`: as for `serveWorld`
+ *   `sameOrigin`: as for `serveWorld`; `start`: starts the server
  */
-export function scenarioInPage(version, { transports, only = () => true, before = undefined, as = transports?.join(', '), pageForEach = false, sameOrigin = false } = {}) {
-  describe(`pusher-js ${version} in Chromium${as ? ` over ${as}` : ''}`, () => {
+export function scenarioInPage(version, { transports, only = () => true, before = undefined, as = transports?.join(', '), pageForEach = false, sameOrigin = false, start = startRaptor } = {}) {
+  describe(`pusher-js ${version} in Chromium${as ? ` over ${as}` : ''}`, { concurrency: 1 }, () => {
     let page;
     let served;
     const errors = [];
 
     async function open() {
-      served ??= await serveWorld(version, await startRaptor(), { transports, sameOrigin });
+      served ??= await serveWorld(version, await start(), { transports, sameOrigin });
       const opened = await served.open(served.address, { before });
       opened.on('pageerror', (error) => errors.push(error));
       return opened;

@@ -21,23 +21,8 @@ export function startBlockingProxy(server, more = '') {
     }`);
 }
 
-/** In front of several servers, each connection to the next of them that is there. */
-export function startBalancer(servers, { connectionsMax = 512 } = {}) {
-  const upstreams = servers.map(({ port }) => `server 127.0.0.1:${port} max_fails=1 fail_timeout=1s;`).join(' ');
-  return startNginx((port) => `
-    upstream raptor { ${upstreams} keepalive 16; }
-    map $http_upgrade $connection_upgrade { default upgrade; '' ''; }
-    server {
-      listen 127.0.0.1:${port} backlog=4096;
-      location / {
-        proxy_pass http://raptor; proxy_http_version 1.1; proxy_read_timeout 200s; proxy_next_upstream error timeout http_503 non_idempotent;
-        proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $connection_upgrade; proxy_set_header X-Forwarded-For $remote_addr;
-      }
-    }`, connectionsMax);
-}
-
 /** `http(port)`: what is to stand in its block `http`. It ends with the test file. */
-async function startNginx(http, connectionsMax = 512) {
+export async function startNginx(http, connectionsMax = 512) {
   const port = await freePort();
   const directory = mkdtempSync(join(tmpdir(), 'raptor-nginx-'));
   const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map((name) => `${name}_temp_path ${directory}/${name};`).join(' ');

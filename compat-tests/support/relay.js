@@ -1,4 +1,4 @@
-// An address that outlives the server behind it, as behind a load balancer.
+// An address that outlives the servers behind it, as behind a load balancer.
 
 import { once } from 'node:events';
 import { connect, createServer } from 'node:net';
@@ -6,20 +6,25 @@ import { connect, createServer } from 'node:net';
 import { atEnd } from './at-end.js';
 
 /**
- * Listens on a free port and passes every connection on to `server`.
+ * Listens on a free port and passes every connection on, each to the next of the servers, or to one after it that is there.
  *
- * @param {{port: number}} [server] none: connections are refused until `forward` names one
- * @returns {Promise<{port: number, forward: (server: {port: number}) => void, hold: () => void, release: () => void}>} `forward` names the server of
+ * @param {...{port: number}} servers none: connections are refused until `forward` names one
+ * @returns {Promise<{port: number, forward: (...servers: {port: number}[]) => void, hold: () => void, release: () => void}>} `forward` names the servers of
  *   later connections, present ones stay where they are; `hold` reads nothing more from servers until `release`
  */
-export async function startRelay(server) {
-  let target = server?.port;
+export async function startRelay(...servers) {
+  let targets = servers;
+  let next = 0;
   const sockets = new Set();
   const outgoings = new Set();
 
-  const listener = createServer((incoming) => {
-    if (!target) return incoming.destroy();
-    const outgoing = connect(target, '127.0.0.1');
+  const listener = createServer(async (incoming) => {
+    incoming.on('error', () => {});
+    const outgoing = await connectToNext();
+    if (!outgoing || incoming.destroyed) {
+      outgoing?.destroy();
+      return incoming.destroy();
+    }
     outgoings.add(outgoing);
     for (const [from, to] of [[incoming, outgoing], [outgoing, incoming]]) {
       sockets.add(from);
@@ -27,6 +32,12 @@ export async function startRelay(server) {
       from.on('error', () => to.destroy()).on('close', () => { sockets.delete(from); outgoings.delete(from); to.destroy(); });
     }
   });
+  async function connectToNext() {
+    for (let tries = 0; tries < targets.length; tries += 1) {
+      const outgoing = connect(targets[next++ % targets.length].port, '127.0.0.1');
+      if (await once(outgoing, 'connect').then(() => true, () => false)) return outgoing;
+    }
+  }
   listener.listen(0, '127.0.0.1');
   await once(listener, 'listening');
   atEnd(() => {
@@ -35,7 +46,7 @@ export async function startRelay(server) {
   });
   return {
     port: listener.address().port,
-    forward: (next) => { target = next.port; },
+    forward: (...later) => { targets = later; },
     hold: () => outgoings.forEach((socket) => socket.pause()),
     release: () => outgoings.forEach((socket) => socket.resume()),
   };

@@ -43,7 +43,7 @@ pub struct ClientState {
     pub membership: Membership,
     pub client_events: Rate,
     /// Nothing was heard for so long that the presence channels were left, for the time being.
-    is_absent: bool,
+    pub is_absent: bool,
 }
 
 /// What a subscription was answered with, besides success.
@@ -93,6 +93,18 @@ impl Client {
         self.tell(|| SessionFactKind::Handshake);
     }
 
+    /// It was open on another node, and is here from now on.
+    pub fn settle(&self) {
+        self.is_open.store(true, Ordering::Relaxed);
+    }
+
+    /// It goes on on another node: here it leaves without a word.
+    pub async fn hand_over(&self) {
+        let mut state = self.state.lock().await;
+        self.is_open.store(false, Ordering::Relaxed);
+        state.membership.hand_over().await;
+    }
+
     /// To be asked by whoever has the lock of `state`, before subscribing: what comes after the
     /// end would not be left any more.
     pub fn is_open(&self) -> bool {
@@ -101,6 +113,10 @@ impl Client {
 
     pub fn be_active(&self) {
         *lock(&self.active_at) = Instant::now();
+    }
+
+    pub fn was_active_at(&self, at: Instant) {
+        *lock(&self.active_at) = at;
     }
 
     pub fn active_at(&self) -> Instant {
@@ -295,6 +311,6 @@ impl Drop for Client {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -186,6 +186,8 @@ impl Site {
     /// The answer to a connect that waits for nothing any more.
     pub(super) fn parting(&self, held: &Waiting, parted: Parted) -> String {
         let advice = match parted {
+            // To be found by the next connect, wherever it is then.
+            Parted::Moved => self.advice(),
             // With the interval, whoever takes this for the end of his poll does not come back to
             // supersede the one that superseded it (3.10).
             Parted::Superseded => Advice {

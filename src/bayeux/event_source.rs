@@ -18,23 +18,37 @@ use warp::reply::{Reply, Response};
 use super::client::Client;
 use super::http::Request;
 use crate::hub::Frame;
+use crate::peers::Tries;
 use crate::transport::receipt::Receipts;
-use crate::transport::session::{Carrier, Vehicle};
+use crate::transport::session::{Carrier, Parted, Vehicle};
 use crate::wire::bayeux::http::stream_event;
 
 /// Tells the browser when to open the stream anew.
 const RETRY: &str = "retry: 5000\r\n\r\n";
+/// The same where all is well, but the session has moved.
+const RETRY_SOON: &str = "retry: 100\r\n\r\n";
 const COMMENT: &str = ":\r\n\r\n";
 const COMMENT_EVERY: Duration = Duration::from_secs(10);
 
 /// The session is named by the last segment of the path; nothing else is needed to attach it. A
 /// session that is not there is answered in the one way that keeps browsers from asking again.
-pub fn answer(request: &Request) -> Response {
+pub async fn answer(request: &Request) -> Response {
     let id = request.below.rsplit('/').next().unwrap_or_default();
-    let Some(session) = request.site.sessions.find(id) else {
-        let mut response = Response::default();
-        *response.status_mut() = StatusCode::NO_CONTENT;
-        return response;
+    let mut tries = Tries::default();
+    let session = loop {
+        match request.site.visit_one(id).await {
+            Ok(Some(visit)) => break visit.0.clone(),
+            Ok(None) => {
+                let mut response = Response::default();
+                *response.status_mut() = StatusCode::NO_CONTENT;
+                return response;
+            }
+            Err(elsewhere) => {
+                if let Some(response) = request.pass_on(elsewhere, &[], &mut tries).await {
+                    return response;
+                }
+            }
+        }
     };
     session.touch();
     let mut comments = interval(COMMENT_EVERY);
@@ -45,6 +59,7 @@ pub fn answer(request: &Request) -> Response {
         comments,
         events: VecDeque::new(),
         is_open: false,
+        has_ended: false,
     })
     .into_response();
     let headers = response.headers_mut();
@@ -67,6 +82,7 @@ struct EventStream {
     /// Empty between two polls.
     events: VecDeque<Frame>,
     is_open: bool,
+    has_ended: bool,
 }
 
 impl Stream for EventStream {
@@ -74,6 +90,9 @@ impl Stream for EventStream {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
+        if this.has_ended {
+            return Poll::Ready(None);
+        }
         if !std::mem::replace(&mut this.is_open, true) {
             return Poll::Ready(Some(Ok(Bytes::from_static(RETRY.as_bytes()))));
         }
@@ -91,6 +110,10 @@ impl Stream for EventStream {
                     },
                 );
                 return Poll::Ready(Some(Ok(text.into())));
+            }
+            Poll::Ready(Err(Parted::Moved)) => {
+                this.has_ended = true;
+                return Poll::Ready(Some(Ok(Bytes::from_static(RETRY_SOON.as_bytes()))));
             }
             Poll::Ready(Err(_)) => return Poll::Ready(None),
             Poll::Pending => {}

@@ -19,6 +19,7 @@ pub struct Answers {
 }
 
 /// Who sent a request, or opened the WebSocket.
+#[derive(Clone)]
 pub struct Sender {
     pub address: IpAddr,
     pub headers: ShownHeaders,
@@ -106,7 +107,9 @@ mod tests {
         let patience = Duration::from_secs(10);
         let flushers = Arc::new(Flushers::start());
         let tasks = Default::default();
-        let front = Front::start(config.bayeux, apps, broker, patience, &tasks, &flushers).unwrap();
+        let (bayeux, peers) = (config.bayeux, None);
+        let front = Front::start(bayeux, apps, broker, peers, patience, &tasks, &flushers);
+        let front = front.unwrap();
         Setup { front, sink, facts }
     }
 

@@ -50,6 +50,16 @@ impl Unacknowledged {
     pub fn len(&self) -> usize {
         self.sent.len()
     }
+
+    /// The number of the last batch, and what is not acknowledged.
+    pub fn parts(&self) -> (u64, impl Iterator<Item = &(u64, Frame)>) {
+        (self.batch, self.sent.iter())
+    }
+
+    pub fn of_parts(batch: u64, sent: impl Iterator<Item = (u64, Frame)>) -> Self {
+        let sent = sent.collect();
+        Self { batch, sent }
+    }
 }
 
 /// What a client wants to know of our clock.

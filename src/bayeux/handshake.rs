@@ -81,6 +81,7 @@ impl Site {
         let queue = Arc::new(queue);
         let socket_id = self.broker.new_socket_id();
         let mut admission = self.broker.admit(&app, socket_id, queue.clone());
+        admission.can_move();
         let counted = admission.count(app.limits.connections_max);
         counted.map_err(|_| full())?;
         let encoding = encoding(self.settings.style, self.settings.event_in);
@@ -100,6 +101,7 @@ impl Site {
             .open(limits.session_lifetime, queue, client)
             .map_err(|_| full())?;
         session.client.open();
+        self.note(&session).await;
         Ok(session)
     }
 }

@@ -11,8 +11,8 @@ use warp::http::header::{
     ACCEPT, ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS,
     ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE,
     ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, CACHE_CONTROL,
-    CONTENT_DISPOSITION, CONTENT_TYPE, HeaderName, HeaderValue, ORIGIN, SET_COOKIE, VARY,
-    X_CONTENT_TYPE_OPTIONS,
+    CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, ORIGIN, SET_COOKIE,
+    TRANSFER_ENCODING, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use warp::http::{HeaderMap, Method, StatusCode};
 use warp::path::FullPath;
@@ -23,21 +23,24 @@ use super::browsers::BrowserId;
 use super::connect::Polled;
 use super::encoding::message_of;
 use super::exchange::{Answers, Sender};
+use super::moving::HOUSE;
 use super::site::{Front, Site};
 use super::{event_source, files, websocket};
+use crate::peers::{Elsewhere, PassedOn, Relayed, Tries, misdirected, unavailable};
 use crate::transport::http::{BodyError, read_body, text, to_the_end};
 use crate::transport::peer::Peer;
 use crate::transport::receipt::{self, Receipts};
 use crate::transport::session::Carrier;
 use crate::transport::websocket::is_websocket_request;
 use crate::wire::bayeux::http::{
-    DEFAULT_CALLBACK, Form, callback_script, is_callback, is_json_type, parse_form,
+    DEFAULT_CALLBACK, Form, callback_script, is_callback, is_json_type, parse_form, write_form,
 };
 use crate::wire::bayeux::{join, parse_all};
 
 /// A request to a site, without its body.
 pub struct Request {
     pub site: Arc<Site>,
+    pub path: String,
     /// What follows the mount.
     pub below: String,
     pub method: Method,
@@ -46,6 +49,7 @@ pub struct Request {
     pub peer: Peer,
     pub receipts: Receipts,
     pub on_upgrade: Option<OnUpgrade>,
+    pub is_passed_on: bool,
 }
 
 /// Every path below a mount. Rejects all others.
@@ -54,7 +58,10 @@ pub fn routes(
 ) -> impl Filter<Extract = (Response,), Error = Rejection, Future: Send> + Clone + Send + Sync {
     let site = warp::path::full().and_then(move |path: FullPath| {
         let found = front.site(path.as_str());
-        let found = found.map(|(site, below)| (site, below.to_owned()));
+        let found = found.map(|(site, below)| {
+            let path = path.as_str().to_owned();
+            (site, below.to_owned(), path)
+        });
         std::future::ready(found.ok_or_else(warp::reject::not_found))
     });
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
@@ -65,16 +72,21 @@ pub fn routes(
         .and(warp::ext::get::<Peer>())
         .and(warp::ext::get::<Receipts>())
         .and(warp::ext::optional::<OnUpgrade>())
+        .and(warp::ext::optional::<PassedOn>())
         .map(
-            |(site, below), method, query, headers, peer, receipts, on_upgrade| Request {
-                site,
-                below,
-                method,
-                query,
-                headers,
-                peer,
-                receipts,
-                on_upgrade,
+            |(site, below, path), method, query, headers, peer, receipts, on_upgrade, passed_on| {
+                Request {
+                    site,
+                    path,
+                    below,
+                    method,
+                    query,
+                    headers,
+                    peer,
+                    receipts,
+                    on_upgrade,
+                    is_passed_on: Option::<PassedOn>::is_some(&passed_on),
+                }
             },
         );
     request.and(warp::body::stream()).then(answer)
@@ -123,7 +135,7 @@ async fn answer(
     let response = match request.method {
         Method::OPTIONS => preflight(headers),
         _ if asks_for_post => preflight(headers),
-        Method::GET if accepts_event_stream(headers) => event_source::answer(&request),
+        Method::GET if accepts_event_stream(headers) => event_source::answer(&request).await,
         Method::GET => callback_polling(&request).await,
         Method::POST => {
             let bytes_max = request.site.settings.limits.request_bytes_max;
@@ -141,6 +153,52 @@ async fn answer(
 }
 
 impl Request {
+    /// Has it answered where its session is. `texts` hold the messages of its body. `None` if it is
+    /// to be looked for again.
+    pub(super) async fn pass_on(
+        &self,
+        elsewhere: Elsewhere,
+        texts: &[String],
+        tries: &mut Tries,
+    ) -> Option<Response> {
+        if self.is_passed_on {
+            return Some(misdirected());
+        }
+        let (Some(peers), Elsewhere::Node(node, id)) = (&self.site.peers, elsewhere) else {
+            return Some(unavailable());
+        };
+        if !tries.one_more().await {
+            return Some(unavailable());
+        }
+        let mut headers = self.headers.clone();
+        headers.remove(CONTENT_LENGTH);
+        headers.remove(TRANSFER_ENCODING);
+        let body = match (&self.method, texts) {
+            (&Method::GET, _) => String::new(),
+            (_, [text]) => {
+                let json = HeaderValue::from_static("application/json");
+                headers.insert(CONTENT_TYPE, json);
+                text.clone()
+            }
+            _ => write_form(texts),
+        };
+        let target = match &*self.query {
+            "" => self.path.clone(),
+            query => format!("{}?{query}", self.path),
+        };
+        let relayed = Relayed {
+            house: HOUSE,
+            id,
+            method: &self.method,
+            target,
+            headers: &headers,
+            body: body.as_bytes(),
+            peer: self.peer,
+            receipts: &self.receipts,
+        };
+        peers.relay(node, relayed).await
+    }
+
     /// Why the app wants nothing from such a request. Its origin is checked where there is one:
     /// requests without are covered by tokens (3.4).
     fn refusal(&self) -> Option<Response> {
@@ -189,7 +247,7 @@ async fn callback_polling(request: &Request) -> Response {
     }
 }
 
-async fn respond(request: &Request, texts: Vec<String>, callback: Option<&str>) -> Response {
+async fn respond(request: &Request, mut texts: Vec<String>, callback: Option<&str>) -> Response {
     if texts.is_empty() {
         return bad_request();
     }
@@ -198,8 +256,18 @@ async fn respond(request: &Request, texts: Vec<String>, callback: Option<&str>) 
         address: request.peer.address,
         headers: site.shown(&request.headers),
     };
-    let Some(answers) = exchange(site, texts, sender).await else {
-        return bad_request();
+    let mut tries = Tries::default();
+    let answers = loop {
+        match exchange(site, texts, sender.clone()).await {
+            Exchanged::Answers(answers) => break answers,
+            Exchanged::NoMessages => return bad_request(),
+            Exchanged::Elsewhere(place, again) => {
+                if let Some(response) = request.pass_on(place, &again, &mut tries).await {
+                    return response;
+                }
+                texts = again;
+            }
+        }
     };
     let Answers {
         replies,
@@ -262,17 +330,36 @@ async fn respond(request: &Request, texts: Vec<String>, callback: Option<&str>) 
     response
 }
 
-/// `None` for texts that hold no messages. Done to the end even if the client hangs up meanwhile
-/// and its request is dropped: a page that closes says goodbye and does not wait.
-async fn exchange(site: &Arc<Site>, texts: Vec<String>, sender: Sender) -> Option<Answers> {
+/// What became of the messages of a request.
+enum Exchanged {
+    Answers(Answers),
+    NoMessages,
+    /// They are for a session of another node, and still to be answered.
+    Elsewhere(Elsewhere, Vec<String>),
+}
+
+/// Done to the end even if the client hangs up meanwhile and its request is dropped: a page that
+/// closes says goodbye and does not wait.
+async fn exchange(site: &Arc<Site>, texts: Vec<String>, sender: Sender) -> Exchanged {
     let site = site.clone();
     let answering = async move {
         let messages_max = site.settings.limits.messages_per_request_max;
-        let texts = texts.iter().map(String::as_str);
-        let messages = parse_all(texts, messages_max).ok()?;
-        Some(site.answer(&messages, &sender).await)
+        let parsed = parse_all(texts.iter().map(String::as_str), messages_max);
+        let Ok(messages) = parsed else {
+            return Exchanged::NoMessages;
+        };
+        let visits = match site.visit(&messages).await {
+            Ok(visits) => visits,
+            Err(elsewhere) => {
+                drop(messages);
+                return Exchanged::Elsewhere(elsewhere, texts);
+            }
+        };
+        let answers = site.answer(&messages, &sender).await;
+        drop(visits);
+        Exchanged::Answers(answers)
     };
-    to_the_end(answering).await.flatten()
+    to_the_end(answering).await.unwrap_or(Exchanged::NoMessages)
 }
 
 fn accepts_event_stream(headers: &HeaderMap) -> bool {

@@ -7,7 +7,8 @@
 //! [`check`]'s, which channel a name is [`mapping`]'s, who may do what [`settings`]'s with
 //! [`authorise`] and [`jwt`]; these know no sockets and no clock. What a session is subscribed to
 //! is in `client`; its queue and its time are a [`crate::transport::session`].
-//! Where an app has its own say, [`permission`] asks it.
+//! Where an app has its own say, [`permission`] asks it. Where there are other nodes, `moving` knows
+//! how a session goes there and comes from there.
 
 pub mod authorise;
 mod browsers;
@@ -24,6 +25,7 @@ mod handshake;
 mod http;
 pub mod jwt;
 pub mod mapping;
+mod moving;
 pub mod permission;
 mod publish;
 mod service;

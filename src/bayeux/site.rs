@@ -16,6 +16,7 @@ use crate::apps::{App, AppRegistry};
 use crate::audit;
 use crate::broker::Broker;
 use crate::model::AppId;
+use crate::peers::Peers;
 use crate::transport::outbound::OutboundError;
 use crate::transport::session::{Sessions, Vehicle};
 use crate::transport::websocket;
@@ -35,6 +36,7 @@ pub struct Front {
     sites: Arc<RwLock<Sites>>,
     apps: Arc<AppRegistry>,
     broker: Arc<Broker>,
+    peers: Option<Arc<Peers>>,
     tasks: TaskTracker,
     flushers: Arc<Flushers>,
 }
@@ -53,6 +55,8 @@ pub struct Site {
     all: Weak<RwLock<Sites>>,
     pub permission: Option<Permission>,
     pub browsers: Arc<Browsers>,
+    /// Where there are other nodes.
+    pub peers: Option<Arc<Peers>>,
 }
 
 impl Front {
@@ -61,6 +65,7 @@ impl Front {
         sites: Vec<(AppId, Settings)>,
         apps: Arc<AppRegistry>,
         broker: Arc<Broker>,
+        peers: Option<Arc<Peers>>,
         write_timeout: Duration,
         tasks: &TaskTracker,
         flushers: &Arc<Flushers>,
@@ -69,6 +74,7 @@ impl Front {
             sites: Arc::default(),
             apps,
             broker,
+            peers,
             tasks: tasks.clone(),
             flushers: flushers.clone(),
         };
@@ -117,6 +123,7 @@ impl Front {
                     tasks: self.tasks.clone(),
                     flushers: self.flushers.clone(),
                 }),
+                peers: self.peers.clone(),
                 settings,
                 all: Arc::downgrade(&self.sites),
             }))
@@ -127,6 +134,17 @@ impl Front {
         }
         *sites = renewed;
         Ok(())
+    }
+
+    pub(super) fn all_sites(&self) -> Vec<Arc<Site>> {
+        let sites = self.sites.read().unwrap_or_else(PoisonError::into_inner);
+        sites.clone()
+    }
+
+    pub(super) fn site_of(&self, app_id: &str) -> Option<Arc<Site>> {
+        let sites = self.sites.read().unwrap_or_else(PoisonError::into_inner);
+        let mut sites = sites.iter();
+        sites.find(|site| site.app_id.as_str() == app_id).cloned()
     }
 
     /// The site at a path, with the path's rest: the longest mount counts.
@@ -150,6 +168,10 @@ impl Site {
             all.iter().find(|site| site.app_id == self.app_id).cloned()
         });
         newest.unwrap_or_else(|| self.clone())
+    }
+
+    pub fn app_id(&self) -> &AppId {
+        &self.app_id
     }
 
     /// As it is configured now.
@@ -219,12 +241,18 @@ impl Site {
     /// Ends a session in order: it leaves all its channels first.
     pub async fn end(&self, session: &ClientSession) {
         session.client.leave_all().await;
-        self.sessions.end(session);
+        if self.sessions.end(session) {
+            self.forget(session);
+        }
     }
 
     async fn sweep(&self) {
         let now = Instant::now();
         for session in self.sessions.all() {
+            // One that is going to another node is looked at there.
+            let Some(_visit) = session.visit() else {
+                continue;
+            };
             if session.is_over(now) || self.is_inactive(&session, now) {
                 self.end(&session).await;
             } else if self.is_silent(&session, now) {

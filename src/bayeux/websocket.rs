@@ -154,6 +154,7 @@ impl Outgoing {
         line.close = match parted {
             Parted::Superseded => return,
             Parted::Ended => Some(Close::plain(1000, "")),
+            Parted::Moved => Some(Close::plain(1001, "")),
             Parted::Closed(Closing::Terminated) => Some(Close::plain(1000, "")),
             Parted::Closed(Closing::Draining | Closing::Restarting) => Some(Close::plain(1001, "")),
             Parted::Closed(Closing::Slow) => Some(Close::plain(1008, "Too slow")),
@@ -186,9 +187,11 @@ impl Conversation for Socket {
                 false => Err(Close::plain(1008, "No Bayeux messages")),
             };
         };
+        let visits = site.bring(&messages).await;
         let Answers {
             replies, connects, ..
         } = site.answer(&messages, &self.sender).await;
+        drop(visits);
         // Older clients send an empty array now and then, and have it answered.
         if !replies.is_empty() || messages.is_empty() {
             self.outgoing.reply(replies);
@@ -259,6 +262,7 @@ impl Source for Arc<Outgoing> {
         };
         bound.carrier.poll_parted(cx).map(|parted| match parted {
             Parted::Superseded | Parted::Ended => Close::plain(1000, ""),
+            Parted::Moved => Close::plain(1001, ""),
             Parted::Closed(Closing::Draining | Closing::Restarting) => Close::plain(1001, ""),
             Parted::Closed(Closing::Slow | Closing::Terminated) => Close::plain(1008, "Too slow"),
         })

@@ -18,9 +18,14 @@ pub(super) struct Admissions(Arc<Mutex<Open>>);
 #[derive(Default)]
 struct Open {
     connections: HashMap<AppId, usize>,
-    outboxes: HashMap<SocketId, Arc<Outbox>>,
+    outboxes: HashMap<SocketId, Place>,
     /// What whoever still comes is told at once.
     draining: Option<Closing>,
+}
+
+struct Place {
+    outbox: Arc<Outbox>,
+    can_move: bool,
 }
 
 /// A connection of the app. Dropping it is leaving.
@@ -41,7 +46,8 @@ impl Admissions {
         if let Some(why) = open.draining {
             outbox.close(why);
         }
-        open.outboxes.insert(who, outbox);
+        let can_move = false;
+        open.outboxes.insert(who, Place { outbox, can_move });
         drop(open);
         Admission {
             app: app.clone(),
@@ -59,7 +65,8 @@ impl Admissions {
     /// What waits for all of them together.
     pub fn outbox_bytes(&self) -> usize {
         let open = self.lock();
-        open.outboxes.values().map(|outbox| outbox.bytes()).sum()
+        let places = open.outboxes.values();
+        places.map(|place| place.outbox.bytes()).sum()
     }
 
     /// Closes the fullest outboxes as slow, until no more than the limit waits for all together.
@@ -68,7 +75,7 @@ impl Admissions {
         if bytes <= bytes_max {
             return bytes;
         }
-        let outboxes: Vec<_> = self.lock().outboxes.values().cloned().collect();
+        let outboxes = self.outboxes(|_| true);
         let sized = outboxes.into_iter().map(|outbox| (outbox.bytes(), outbox));
         let mut sized: Vec<_> = sized.collect();
         sized.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
@@ -87,23 +94,28 @@ impl Admissions {
     /// Closes every outbox, of those who are here and of those who still come. Those who are here
     /// go one after another, in no order and evenly over the time, so that whoever takes them does
     /// not get them all at once; without time they hear that this server comes back itself.
-    pub async fn drain(&self, over: Duration) {
+    ///
+    /// Those that can move are `others`' first; what is left of them then is closed too.
+    pub async fn drain(&self, over: Duration, others: Option<impl Future<Output = ()>>) {
         let why = match over.is_zero() {
             true => Closing::Restarting,
             false => Closing::Draining,
         };
-        let outboxes: Vec<_> = {
-            let mut open = self.lock();
-            open.draining = Some(why);
-            open.outboxes.values().cloned().collect()
-        };
-        let begun = Instant::now();
-        for (nth, outbox) in outboxes.iter().enumerate() {
-            let share = nth as f64 / outboxes.len() as f64;
-            tokio::time::sleep_until(begun + over.mul_f64(share)).await;
-            CUT_OFFS.count(CutOff::Draining);
-            outbox.close(why);
+        self.lock().draining = Some(why);
+        match others {
+            Some(others) => {
+                let stay = self.outboxes(|place| !place.can_move);
+                tokio::join!(close(stay, why, over), others);
+                close(self.outboxes(|_| true), why, Duration::ZERO).await;
+            }
+            None => close(self.outboxes(|_| true), why, over).await,
         }
+    }
+
+    fn outboxes(&self, which: impl Fn(&Place) -> bool) -> Vec<Arc<Outbox>> {
+        let open = self.lock();
+        let places = open.outboxes.values().filter(|place| which(place));
+        places.map(|place| place.outbox.clone()).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
@@ -111,7 +123,28 @@ impl Admissions {
     }
 }
 
+/// One after another, evenly over the time.
+async fn close(outboxes: Vec<Arc<Outbox>>, why: Closing, over: Duration) {
+    let begun = Instant::now();
+    for (nth, outbox) in outboxes.iter().enumerate() {
+        if outbox.closing().is_some() {
+            continue;
+        }
+        let share = nth as f64 / outboxes.len() as f64;
+        tokio::time::sleep_until(begun + over.mul_f64(share)).await;
+        CUT_OFFS.count(CutOff::Draining);
+        outbox.close(why);
+    }
+}
+
 impl Admission {
+    /// It may go on on another node: see [`super::Broker::drain`].
+    pub fn can_move(&self) {
+        if let Some(place) = self.admissions.lock().outboxes.get_mut(&self.who) {
+            place.can_move = true;
+        }
+    }
+
     /// Takes a place in the app's limit, if there is one left. Given back on dropping.
     /// `connections_max`: absent means unlimited.
     pub fn count(&mut self, connections_max: Option<NonZeroUsize>) -> Result<(), OverQuota> {
@@ -151,6 +184,8 @@ mod tests {
     use std::collections::VecDeque;
     use std::future::poll_fn;
     use tokio::time::timeout;
+
+    const NOBODY: Option<std::future::Ready<()>> = None;
 
     fn outbox() -> Arc<Outbox> {
         Arc::new(Outbox::new(100))
@@ -204,7 +239,7 @@ mod tests {
         let app = AppId::new("1");
         let (early, late) = (outbox(), outbox());
         let first = admissions.admit(&app, SocketId::new(1, 1), early.clone());
-        admissions.drain(Duration::ZERO).await;
+        admissions.drain(Duration::ZERO, NOBODY).await;
         let second = admissions.admit(&app, SocketId::new(1, 2), late.clone());
         for outbox in [early, late] {
             let told = poll_fn(|cx| outbox.poll_take(cx, &mut VecDeque::new()));
@@ -230,7 +265,7 @@ mod tests {
                 .filter(|(_, o)| o.closing() == Some(Closing::Draining))
                 .count()
         };
-        let mut draining = std::pin::pin!(admissions.drain(Duration::from_secs(10)));
+        let mut draining = std::pin::pin!(admissions.drain(Duration::from_secs(10), NOBODY));
         for secs in 1..10 {
             assert!(
                 timeout(Duration::from_secs(1), draining.as_mut())

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::{Broker, Welcome};
 use crate::apps::App;
 use crate::hub::{Acknowledgement, Expansion, Frame, MemberLimitReached, Subscriber};
-use crate::model::{ChannelName, Member, SocketId, UserId};
+use crate::model::{AppId, ChannelId, ChannelName, Member, SocketId, UserId};
 
 /// Dropping it leaves everything, in the background.
 pub struct Membership {
@@ -162,6 +162,44 @@ impl Membership {
             .await;
     }
 
+    /// Takes up what was held on another node, where it is not left yet; but nothing that `is_left`
+    /// says it does not need. Nobody is told. `Err` if something cannot be taken up: then nothing is.
+    pub async fn resume(
+        &mut self,
+        held: Held,
+        expansion: impl Fn() -> Expansion,
+        is_left: impl Fn(&ChannelName) -> bool,
+    ) -> Result<(), MemberLimitReached> {
+        self.held = held;
+        let (broker, app) = (self.broker.clone(), self.app.clone());
+        let subscriber = || self.subscriber.clone();
+        for (channel, member) in &self.held.channels {
+            if !is_left(channel) {
+                let resumed = broker.resume(&app, channel, subscriber(), member.clone());
+                resumed.await?;
+            }
+        }
+        for pattern in &self.held.patterns {
+            (broker.subscribe_pattern(&app, pattern, expansion(), subscriber())).await;
+        }
+        if let Some(signed_in) = &self.held.user {
+            let SignedIn { user, watchlist } = &**signed_in;
+            broker.sign_in(&app, subscriber(), &user.user_id).await;
+            (broker.watch(&app, subscriber(), watchlist, |_, _| None)).await;
+        }
+        Ok(())
+    }
+
+    /// All of it goes on on another node: here it is left without a word.
+    pub async fn hand_over(&mut self) {
+        let (app, who) = (self.app.clone(), self.subscriber.id);
+        let mut held = take(&mut self.held);
+        for (channel, _) in held.channels.drain() {
+            self.broker.hand_over(&app, &channel, who).await;
+        }
+        held.leave(&self.broker, &app, who).await;
+    }
+
     pub async fn leave(&mut self) {
         let held = take(&mut self.held);
         held.leave(&self.broker, &self.app, self.subscriber.id)
@@ -170,6 +208,17 @@ impl Membership {
 }
 
 impl Held {
+    /// All channels, also those that no client can name.
+    pub fn all_channels(&self, app: &AppId) -> Vec<ChannelId> {
+        let mut names: Vec<ChannelName> = self.channels.keys().cloned().collect();
+        if let Some(signed_in) = &self.user {
+            names.push(ChannelName::signed_in(&signed_in.user.user_id));
+            let watched = signed_in.watchlist.iter();
+            names.extend(watched.map(|user| ChannelName::watchers(user)));
+        }
+        names.iter().map(|name| ChannelId::new(app, name)).collect()
+    }
+
     fn is_empty(&self) -> bool {
         self.channels.is_empty() && self.patterns.is_empty() && self.user.is_none()
     }

@@ -108,9 +108,10 @@ impl Broker {
     }
 
     /// Tells every connection to go, spread over this time, also those that still come: to other
-    /// servers, or without time to come back here.
-    pub async fn drain(&self, over: Duration) {
-        self.admissions.drain(over).await;
+    /// servers, or without time to come back here. Those that `others` takes to another node are
+    /// told only if they are still here when it is done.
+    pub async fn drain(&self, over: Duration, others: Option<impl Future<Output = ()>>) {
+        self.admissions.drain(over, others).await;
     }
 
     /// Waits until whoever has disconnected has left its channels. For the end, when nobody comes.
@@ -161,6 +162,33 @@ impl Broker {
             self.facts.state(&id, FactKind::CacheMiss);
         }
         Ok(())
+    }
+
+    /// Subscribes somebody who is subscribed on another node, and goes on here: nobody is told.
+    async fn resume(
+        &self,
+        app: &App,
+        channel: &ChannelName,
+        subscriber: Subscriber,
+        member: Option<Arc<Member>>,
+    ) -> Result<(), MemberLimitReached> {
+        let id = ChannelId::new(&app.id, channel);
+        let who = subscriber.id;
+        let joining = Joining {
+            subscriber,
+            member,
+            members_max: app.limits.presence_members_max,
+        };
+        self.backend.join(&id, joining).await?;
+        // It knows no roster of here: whatever came since is news.
+        (self.hub).acknowledge(&id, who, Acknowledgement::default(), 0);
+        Ok(())
+    }
+
+    /// The reverse of [`Broker::resume`], on the other node.
+    async fn hand_over(&self, app: &App, channel: &ChannelName, who: SocketId) {
+        let id = ChannelId::new(&app.id, channel);
+        let _ = self.backend.leave(&id, who).await;
     }
 
     pub async fn unsubscribe(&self, app: &App, channel: &ChannelName, who: SocketId) {

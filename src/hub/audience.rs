@@ -146,7 +146,10 @@ impl Parcel {
     pub fn of(event: &Event, encoding: &dyn Encoding) -> Option<Self> {
         match event.body {
             Body::Terminate => Some(Self::Closing(Closing::Terminated)),
-            _ => encoding.encode(event).map(Self::Frame),
+            _ => {
+                let frame = encoding.encode(event)?;
+                Some(Self::Frame(frame.of_event(event.id)))
+            }
         }
     }
 

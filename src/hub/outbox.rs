@@ -5,7 +5,7 @@
 //! may have one owner after another: what the first could not write, it puts back.
 
 use std::cell::Cell;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
@@ -13,28 +13,56 @@ use std::time::Instant;
 
 use super::lock;
 use crate::metrics::{CUT_OFFS, CutOff, DELIVERY_SECONDS};
+use crate::model::EventId;
 
 /// An empty queue with room for more frames gives it back.
 const KEPT_FRAMES_MAX: usize = 64;
 
 /// One message to a peer, encoded. Cloning shares the bytes.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Frame(Arc<str>);
+pub struct Frame(Arc<Content>);
+
+#[derive(PartialEq, Eq, Debug)]
+struct Content {
+    text: Box<str>,
+    event: Option<EventId>,
+}
 
 impl Frame {
+    /// For whoever has just made it: what it was made of.
+    pub fn of_event(mut self, event: EventId) -> Self {
+        if let Some(content) = Arc::get_mut(&mut self.0) {
+            content.event = Some(event);
+        }
+        self
+    }
+
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.0.text
+    }
+
+    /// The event that it was made of. Absent for what is said to one peer alone.
+    pub fn event(&self) -> Option<EventId> {
+        self.0.event
+    }
+
+    /// Only of one channel are ids unlike each other; the text has its name.
+    fn of_which_event(&self) -> Option<(EventId, &str)> {
+        self.event().map(|id| (id, self.as_str()))
     }
 
     /// The bytes it is charged with: a flood of empty frames costs memory too.
     fn cost_bytes(&self) -> usize {
-        self.0.len() + mem::size_of::<Self>()
+        self.0.text.len() + mem::size_of::<Content>()
     }
 }
 
 impl From<String> for Frame {
     fn from(text: String) -> Self {
-        Self(text.into())
+        Self(Arc::new(Content {
+            text: text.into_boxed_str(),
+            event: None,
+        }))
     }
 }
 
@@ -186,6 +214,32 @@ impl Outbox {
         if !state.frames.is_empty() {
             wake_owner(state);
         }
+    }
+
+    /// All that waits now. What comes later waits still.
+    pub fn waiting(&self) -> Vec<Frame> {
+        self.state().frames.iter().cloned().collect()
+    }
+
+    /// Puts frames that come from elsewhere in front of those that came here, except for events
+    /// that are among both.
+    pub fn put_in_front(&self, earlier: Vec<Frame>) {
+        let mut state = self.state();
+        let later = mem::take(&mut state.frames);
+        let mut frames = VecDeque::with_capacity(earlier.len() + later.len());
+        {
+            let events = earlier.iter();
+            let are_there: HashSet<_> = events.filter_map(Frame::of_which_event).collect();
+            let is_new = |frame: &Frame| {
+                let event = frame.of_which_event();
+                event.is_none_or(|event| !are_there.contains(&event))
+            };
+            frames.extend(earlier.iter().cloned());
+            frames.extend(later.into_iter().filter(is_new));
+        }
+        state.bytes = frames.iter().map(Frame::cost_bytes).sum();
+        state.frames = frames;
+        wake_owner(state);
     }
 
     /// Lets the owner, or whoever was it, look again.
@@ -347,6 +401,21 @@ mod tests {
             outbox.push(frame("x"));
         }
         assert_eq!(take(&outbox).await, Err(Closing::Slow));
+    }
+
+    #[tokio::test]
+    async fn what_comes_from_elsewhere_goes_first_and_each_event_once() {
+        let event = |serial: u64| frame(&serial.to_string()).of_event(EventId::new(1, serial));
+        let outbox = Outbox::new(1000);
+        for serial in [2, 3, 4] {
+            outbox.push(event(serial));
+        }
+        outbox.push(frame("2"));
+        outbox.put_in_front(vec![frame("reply"), event(1), event(2), event(3)]);
+        let taken = take(&outbox).await.unwrap();
+        assert_eq!(taken, ["reply", "1", "2", "3", "4", "2"]);
+        outbox.written();
+        assert_eq!(outbox.bytes(), 0);
     }
 
     struct Count(AtomicUsize);

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -13,8 +14,8 @@ use super::{Front, close};
 use crate::apps::App;
 use crate::audit;
 use crate::auth::{self, split_auth};
-use crate::broker::{Admission, Membership, OverQuota, Rate, SignedInAsAnother, Welcome};
-use crate::hub::{Closing, Frame, Outbox, Subscriber};
+use crate::broker::{Admission, Held, Membership, OverQuota, Rate, SignedInAsAnother, Welcome};
+use crate::hub::{Closing, Expansion, Frame, Outbox, Subscriber};
 use crate::metrics::{CUT_OFFS, CutOff, Limit, REFUSALS};
 use crate::model::{AppId, ChannelKind, ChannelName, Member, Message, SocketId, UserId};
 use crate::transport::websocket::{Close, Conversation};
@@ -34,6 +35,14 @@ pub struct Connection {
     /// By when it has to sign in or subscribe to a private channel, if it has to and has not.
     authorize_by: Option<Instant>,
     admission: Admission,
+}
+
+/// What a connection is, for another node.
+pub struct Described {
+    pub socket_id: SocketId,
+    pub held: Held,
+    /// If it has yet to sign in or subscribe to a private channel.
+    pub authorize_within: Option<Duration>,
 }
 
 impl Connection {
@@ -70,6 +79,67 @@ impl Connection {
             outbox,
             encoding,
         })
+    }
+
+    /// One that was open on another node. `None` if there is no room for it.
+    pub async fn resume(
+        front: Arc<Front>,
+        app: Arc<App>,
+        outbox: Arc<Outbox>,
+        encoding: &'static Pusher,
+        described: Described,
+    ) -> Option<Self> {
+        let Described {
+            socket_id,
+            held,
+            authorize_within,
+        } = described;
+        let mut admission = front.broker.admit(&app, socket_id, outbox.clone());
+        admission.can_move();
+        if authorize_within.is_none() {
+            count(&mut admission, &app).ok()?;
+        }
+        let subscriber = Subscriber {
+            id: socket_id,
+            outbox: outbox.clone(),
+            encoding,
+        };
+        let mut membership = Membership::new(front.broker.clone(), app.clone(), subscriber);
+        // Pusher's clients have no patterns.
+        let no_patterns = || -> Expansion { Arc::new(|_| Vec::new()) };
+        (membership.resume(held, no_patterns, |_| false))
+            .await
+            .ok()?;
+        Some(Self {
+            client_events: Rate::per_sec(app.limits.client_events_per_sec_max),
+            authorize_by: authorize_within.map(|within| Instant::now() + within),
+            membership,
+            admission,
+            front,
+            app,
+            socket_id,
+            outbox,
+            encoding,
+        })
+    }
+
+    /// It may go on on another node.
+    pub fn can_move(&self) {
+        self.admission.can_move();
+    }
+
+    pub fn held(&self) -> &Held {
+        self.membership.held()
+    }
+
+    pub fn authorize_within(&self) -> Option<Duration> {
+        let by = self.authorize_by?;
+        Some(by.saturating_duration_since(Instant::now()))
+    }
+
+    /// It goes on on another node: here it leaves without a word.
+    pub async fn hand_over(&mut self) {
+        self.membership.hand_over().await;
     }
 
     pub fn id(&self) -> (&AppId, SocketId) {

@@ -7,20 +7,22 @@ use bytes::Buf;
 use futures_util::Stream;
 use warp::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS, CACHE_CONTROL, CONTENT_TYPE,
-    HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS,
+    ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS, CACHE_CONTROL, CONTENT_LENGTH,
+    CONTENT_TYPE, HeaderName, HeaderValue, TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
 };
 use warp::http::{HeaderMap, Method, StatusCode};
 use warp::path::FullPath;
 use warp::reply::Response;
 use warp::{Filter, Rejection};
 
+use super::moving::HOUSE;
 use super::numbers::Stamp;
 use super::sessions::Fallback;
 use super::sockjs::{self, Action};
 use super::stats::ReportTransport;
 use super::xhr;
-use crate::transport::http::text;
+use crate::peers::{Elsewhere, PassedOn, Relayed, Tries, misdirected, unavailable};
+use crate::transport::http::{BodyError, read_body, text};
 use crate::transport::peer::Peer;
 use crate::transport::receipt::Receipts;
 use crate::transport::session::Vehicle;
@@ -34,11 +36,16 @@ pub const UNCACHED: &str = "no-store, no-cache, no-transform, must-revalidate, m
 pub struct Request {
     pub fallback: Arc<Fallback>,
     pub method: Method,
+    pub path: String,
     pub query: String,
     pub headers: HeaderMap,
     pub peer: Peer,
     pub receipts: Receipts,
+    pub is_passed_on: bool,
 }
+
+/// The body of a request, or why there is none.
+pub type Body = Result<Vec<u8>, BodyError>;
 
 /// What a path leads to.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -77,17 +84,23 @@ pub fn routes(
         .and(warp::header::headers_cloned())
         .and(warp::ext::get::<Peer>())
         .and(warp::ext::get::<Receipts>())
-        .map(move |target, method, query, headers, peer, receipts| {
-            let request = Request {
-                fallback: fallback.clone(),
-                method,
-                query,
-                headers,
-                peer,
-                receipts,
-            };
-            (target, request)
-        })
+        .and(warp::ext::optional::<PassedOn>())
+        .and(warp::path::full())
+        .map(
+            move |target, method, query, headers, peer, receipts, passed_on, path: FullPath| {
+                let request = Request {
+                    fallback: fallback.clone(),
+                    method,
+                    path: path.as_str().to_owned(),
+                    query,
+                    headers,
+                    peer,
+                    receipts,
+                    is_passed_on: Option::<PassedOn>::is_some(&passed_on),
+                };
+                (target, request)
+            },
+        )
         .untuple_one()
         .and(warp::body::stream())
         .then(answer)
@@ -157,8 +170,40 @@ async fn answer(
     request: Request,
     body: impl Stream<Item = Result<impl Buf, warp::Error>> + Send,
 ) -> Response {
+    let mut response = respond(&target, &request, body).await;
+    let headers = response.headers_mut();
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    response
+}
+
+async fn respond(
+    target: &Target,
+    request: &Request,
+    body: impl Stream<Item = Result<impl Buf, warp::Error>> + Send,
+) -> Response {
     let method = &request.method;
-    let mut response = match &target {
+    let mut read = Ok(Vec::new());
+    // It stays here as long as something is sent to it.
+    let mut visit = None;
+    if let Some((session_id, asks)) = target.session(method) {
+        if asks == Asks::Sends {
+            read = read_body(body, request.fallback.body_bytes_max()).await;
+        }
+        let mut tries = Tries::default();
+        let found = loop {
+            match request.fallback.visit(session_id, asks).await {
+                Ok(found) => break found,
+                Err(elsewhere) => {
+                    let passed_on = request.pass_on(elsewhere, &read, &mut tries);
+                    if let Some(response) = passed_on.await {
+                        return response;
+                    }
+                }
+            }
+        };
+        visit = found.filter(|_| asks == Asks::Sends);
+    }
+    let response = match target {
         Target::Xhr {
             key,
             session_id,
@@ -169,10 +214,10 @@ async fn answer(
                 preflight("POST, OPTIONS", asked.cloned())
             }
             (&Method::POST, "xhr_streaming") => {
-                xhr::receive(&request, key, session_id, Vehicle::Stream).await
+                xhr::receive(request, key, session_id, Vehicle::Stream).await
             }
-            (&Method::POST, "xhr") => xhr::receive(&request, key, session_id, Vehicle::Poll).await,
-            (&Method::POST, _) => xhr::send(&request, session_id, body, |text| text).await,
+            (&Method::POST, "xhr") => xhr::receive(request, key, session_id, Vehicle::Poll).await,
+            (&Method::POST, _) => xhr::send(request, session_id, read, |text| text).await,
             _ => wrong_method(),
         },
         Target::Info => match *method {
@@ -190,9 +235,9 @@ async fn answer(
                 wrong_method()
             }
             (&Method::GET | &Method::POST, Action::Receive(receiver)) => {
-                sockjs::receive(&request, session_id, receiver).await
+                sockjs::receive(request, session_id, receiver).await
             }
-            (&Method::POST, action) => sockjs::send(&request, session_id, action, body).await,
+            (&Method::POST, action) => sockjs::send(request, session_id, action, read).await,
             _ => wrong_method(),
         },
         Target::Timeline {
@@ -203,9 +248,40 @@ async fn answer(
             _ => wrong_method(),
         },
     };
-    let headers = response.headers_mut();
-    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    drop(visit);
     response
+}
+
+/// What a request does with its session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Asks {
+    Receives,
+    Sends,
+}
+
+impl Target {
+    fn session(&self, method: &Method) -> Option<(&str, Asks)> {
+        match self {
+            Self::Xhr {
+                session_id,
+                transport,
+                ..
+            } if method == Method::POST => match &**transport {
+                "xhr_send" => Some((session_id, Asks::Sends)),
+                _ => Some((session_id, Asks::Receives)),
+            },
+            Self::SockJs { session_id, action }
+                if matches!(*method, Method::GET | Method::POST)
+                    && action.is_post() == (method == Method::POST) =>
+            {
+                match action {
+                    Action::Receive(_) => Some((session_id, Asks::Receives)),
+                    Action::XhrSend | Action::JsonpSend => Some((session_id, Asks::Sends)),
+                }
+            }
+            _ => None,
+        }
+    }
 }
 
 fn wrong_method() -> Response {
@@ -221,6 +297,46 @@ impl Request {
         let number = named("n").filter(|number| (1..=NUMBER_MAX).contains(number))?;
         let ms = named("t").unwrap_or_default();
         Some(Stamp { number, ms })
+    }
+
+    /// Has it answered where its session is. `None` if that is to be looked for again.
+    async fn pass_on(
+        &self,
+        elsewhere: Elsewhere,
+        body: &Body,
+        tries: &mut Tries,
+    ) -> Option<Response> {
+        if self.is_passed_on {
+            return Some(misdirected());
+        }
+        let (Some(peers), Elsewhere::Node(node, id)) = (&self.fallback.peers, elsewhere) else {
+            return Some(unavailable());
+        };
+        if !tries.one_more().await {
+            return Some(unavailable());
+        }
+        let Ok(body) = body else {
+            let message = "Request body too large";
+            return Some(text(StatusCode::PAYLOAD_TOO_LARGE, message));
+        };
+        let mut headers = self.headers.clone();
+        headers.remove(CONTENT_LENGTH);
+        headers.remove(TRANSFER_ENCODING);
+        let target = match &*self.query {
+            "" => self.path.clone(),
+            query => format!("{}?{query}", self.path),
+        };
+        let relayed = Relayed {
+            house: HOUSE,
+            id,
+            method: &self.method,
+            target,
+            headers: &headers,
+            body,
+            peer: self.peer,
+            receipts: &self.receipts,
+        };
+        peers.relay(node, relayed).await
     }
 
     /// So that no session of the page waits for it.

@@ -48,6 +48,10 @@ impl Inbox {
         self.waiting.insert((number, self.arrivals), messages);
     }
 
+    pub fn numbers(&self) -> &Numbers {
+        &self.numbers
+    }
+
     /// How many requests wait to be taken.
     pub fn waiting(&self) -> usize {
         self.waiting.len()

@@ -5,7 +5,7 @@
 //! carries it over a WebSocket. Over HTTP `http` has the URLs, `xhr` and `sockjs` what their requests
 //! mean, `stream` the answers to them, `sessions` what is between requests, `inbox` their order, which
 //! `numbers` tells;
-//! `stats` is what pusher-js reports about itself.
+//! `moving` is how sessions live on several nodes; `stats` is what pusher-js reports about itself.
 
 pub mod close;
 mod connection;
@@ -13,6 +13,7 @@ mod encoding;
 mod handshake;
 mod http;
 mod inbox;
+mod moving;
 mod numbers;
 mod refusal;
 mod sessions;

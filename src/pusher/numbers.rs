@@ -114,7 +114,38 @@ impl Browser {
     }
 }
 
+/// A run of numbers, each with the time of its ends: `(first, last, from_ms, to_ms)`.
+pub type WrittenRun = (u64, u64, u64, u64);
+
 impl Numbers {
+    /// Of a session that comes from another node. Others of its page are not known here.
+    pub fn of_runs(runs: Vec<WrittenRun>) -> Self {
+        let mut session = Session::default();
+        session.runs.0 = (runs.into_iter())
+            .map(|(first, last, from_ms, to_ms)| Run {
+                first,
+                last,
+                from_ms,
+                to_ms,
+                awaited_until: None,
+            })
+            .collect();
+        session.is_alive = true;
+        let browser = Browser::default();
+        browser.seen().by_session.insert(0, session);
+        Self {
+            browser: Arc::new(browser),
+            session: 0,
+        }
+    }
+
+    pub fn runs(&self) -> Vec<WrittenRun> {
+        let seen = self.browser.seen();
+        let runs = (seen.by_session.get(&self.session)).map_or(&[][..], |s| &s.runs.0);
+        let written = |run: &Run| (run.first, run.last, run.from_ms, run.to_ms);
+        runs.iter().map(written).collect()
+    }
+
     /// Whether it is new.
     pub fn note(&self, stamp: Stamp, now: Instant) -> bool {
         let mut seen = self.browser.seen();

@@ -15,15 +15,18 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::connection::Connection;
+use super::http::Asks;
 use super::inbox::{Inbox, Next};
+use super::moving::HOUSE;
 use super::numbers::{Browsers, Numbers, Stamp};
 use super::sockjs::{self, Visitor};
 use super::stats::Stats;
 use super::{Front, close};
 use crate::hub::{Frame, Outbox};
 use crate::metrics::Page;
+use crate::peers::{Elsewhere, Peers, Search};
 use crate::transport::session::{
-    Carrier, Earlier, Parted, Session, Sessions, TooManySessions, Vehicle,
+    Carrier, Earlier, Parted, Session, Sessions, TooManySessions, Vehicle, Visit,
 };
 use crate::transport::websocket::{Close, Conversation};
 use crate::wire::pusher;
@@ -32,7 +35,7 @@ use crate::wire::sockjs::quoted;
 /// How often sessions are looked through for those whose time is over.
 const SWEEP: Duration = Duration::from_secs(1);
 /// How long a client may take from the end of one answer to its next request.
-const NEXT_REQUEST_WITHIN: Duration = Duration::from_secs(3);
+pub const NEXT_REQUEST_WITHIN: Duration = Duration::from_secs(3);
 /// The same where the answer was cut off. pusher-js then comes with another session; only what
 /// repeats requests unasked may come with this one.
 const REPETITION_WITHIN: Duration = Duration::from_secs(2);
@@ -47,14 +50,21 @@ const UNANSWERED_MAX: usize = 64;
 /// While a lower number is waited for, how often to look whether another session got it.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 
+/// A session of a longer name is this node's own.
+const SHARED_ID_BYTES_MAX: usize = 256;
+
 pub type ClientSession = Arc<Session<Client>>;
 
 /// What a new configuration leaves as it is.
 #[derive(Clone)]
 pub struct Kept {
-    sessions: Arc<Sessions<Client>>,
+    pub(super) sessions: Arc<Sessions<Client>>,
     stats: Arc<Stats>,
-    browsers: Arc<Browsers>,
+    pub(super) browsers: Arc<Browsers>,
+    /// Where there are other nodes.
+    pub(super) peers: Option<Arc<Peers>>,
+    /// As it is configured now.
+    pub(super) front: Arc<Mutex<Weak<Front>>>,
 }
 
 /// The HTTP side of the Pusher front end.
@@ -63,19 +73,20 @@ pub struct Fallback {
     pub sessions: Arc<Sessions<Client>>,
     pub stats: Arc<Stats>,
     pub browsers: Arc<Browsers>,
+    pub peers: Option<Arc<Peers>>,
 }
 
 /// What stands behind a session.
 pub struct Client {
     /// One message at a time.
-    talk: tokio::sync::Mutex<Talk>,
+    pub(super) talk: tokio::sync::Mutex<Talk>,
     /// Who says for which app a session of SockJS is.
-    visitor: OnceLock<Visitor>,
+    pub(super) visitor: OnceLock<Visitor>,
     /// How it was closed, and when.
     over: OnceLock<(Close, Instant)>,
     requests: Mutex<Requests>,
     /// An empty array asks for one; SockJS only answers with it.
-    wants_pongs: bool,
+    pub(super) wants_pongs: bool,
     /// Something is in the inbox.
     arrived: Notify,
 }
@@ -89,12 +100,12 @@ pub enum Talk {
     Over,
 }
 
-struct Requests {
-    inbox: Inbox,
+pub(super) struct Requests {
+    pub(super) inbox: Inbox,
     /// The number of the newest request that receives.
-    receiving: Option<u64>,
+    pub(super) receiving: Option<u64>,
     /// It has received the opening frame.
-    is_open: bool,
+    pub(super) is_open: bool,
 }
 
 /// A request that receives.
@@ -115,20 +126,22 @@ pub enum Taken {
     Close(Close),
     /// Another request took the place of this one.
     Superseded,
+    /// The next request finds the session on another node.
+    Moved,
 }
 
-impl Default for Kept {
-    fn default() -> Self {
+impl Kept {
+    pub fn new(peers: Option<Arc<Peers>>) -> Self {
         Self {
             // Until there is a front that says how many.
             sessions: Arc::new(Sessions::new(0)),
             stats: Arc::default(),
             browsers: Arc::default(),
+            front: Arc::default(),
+            peers,
         }
     }
-}
 
-impl Kept {
     /// What can be told when somebody asks.
     pub fn show(&self, page: &mut Page) {
         page.gauge(
@@ -147,16 +160,40 @@ impl Fallback {
             sessions,
             stats,
             browsers,
+            peers,
+            front: newest,
         } = kept.clone();
         sessions.limit(front.http_sessions_max);
+        *newest.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&front);
         let fallback = Arc::new(Self {
             front,
             sessions,
             stats,
             browsers,
+            peers,
         });
         tokio::spawn(sweep(Arc::downgrade(&fallback)));
         fallback
+    }
+
+    /// Sees to it that a session stays here until the visit ends. `None` if it is not there yet, or
+    /// nowhere.
+    pub async fn visit(&self, id: &str, asks: Asks) -> Result<Option<Visit<Client>>, Elsewhere> {
+        let search = match asks {
+            Asks::Receives => Search::Claim,
+            Asks::Sends => Search::Find,
+        };
+        match &self.peers {
+            Some(peers) if id.len() <= SHARED_ID_BYTES_MAX => {
+                peers.visit(HOUSE, &self.sessions, (id, id), search).await
+            }
+            _ => Ok(self.sessions.find(id).and_then(|session| session.visit())),
+        }
+    }
+
+    /// Of a request that sends: every byte of the largest message may be escaped, some by six.
+    pub fn body_bytes_max(&self) -> usize {
+        6 * self.front.websocket.inbound_message_bytes_max + 1024
     }
 
     /// The session of this id, or a new one with what `open` makes. `Err` says how the client is
@@ -247,6 +284,7 @@ impl Fallback {
         match carrier.poll_take_until(cx, batch, is_enough) {
             Poll::Ready(Ok(())) => Poll::Ready(Taken::Messages),
             Poll::Ready(Err(Parted::Superseded)) => Poll::Ready(Taken::Superseded),
+            Poll::Ready(Err(Parted::Moved)) => Poll::Ready(Taken::Moved),
             Poll::Ready(Err(Parted::Ended)) => Poll::Ready(Taken::Close(
                 (session.client.over()).unwrap_or_else(|| close::close(close::NO_PONG)),
             )),
@@ -282,6 +320,10 @@ impl Fallback {
     }
 
     fn look_after(&self, session: &ClientSession, now: Instant) {
+        // One that is going to another node is looked at there.
+        let Some(_visit) = session.visit() else {
+            return;
+        };
         let idle = session.idle();
         let patience = match idle {
             Some(idle) if idle.answered => NEXT_REQUEST_WITHIN,
@@ -292,7 +334,11 @@ impl Fallback {
         let is_gone = idle.is_some_and(|idle| now >= idle.since + patience) && !has_sent;
         let was_told = (session.client.over.get()).is_some_and(|(_, at)| now >= *at + OVER_FOR);
         if is_gone || was_told && idle.is_some() {
-            self.sessions.end(session);
+            if self.sessions.end(session)
+                && let Some(peers) = &self.peers
+            {
+                peers.forget(HOUSE, session.id.to_string());
+            }
             return;
         }
         if let Some(why) = session.outbox.closing() {
@@ -325,7 +371,7 @@ impl From<TooManySessions> for Turned {
 }
 
 impl Client {
-    fn new(talk: Talk, numbers: Numbers) -> Self {
+    pub(super) fn new(talk: Talk, numbers: Numbers) -> Self {
         Self {
             wants_pongs: matches!(talk, Talk::Open(_)),
             talk: tokio::sync::Mutex::new(talk),
@@ -423,7 +469,7 @@ impl Client {
         }
     }
 
-    fn requests(&self) -> MutexGuard<'_, Requests> {
+    pub(super) fn requests(&self) -> MutexGuard<'_, Requests> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

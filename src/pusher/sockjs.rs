@@ -5,8 +5,6 @@
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use bytes::Buf;
-use futures_util::Stream;
 use serde::Deserialize;
 use sha1::{Digest, Sha1};
 use tokio::time::Instant;
@@ -16,7 +14,7 @@ use warp::reply::Response;
 
 use super::close::{self, close};
 use super::connection::Connection;
-use super::http::{self, Request, UNCACHED};
+use super::http::{self, Body, Request, UNCACHED};
 use super::sessions::Talk;
 use super::{Front, xhr};
 use crate::auth::percent_decode;
@@ -163,12 +161,7 @@ pub async fn receive(request: &Request, session_id: &str, receiver: Receiver) ->
 }
 
 /// `xhr_send` and `jsonp_send`: messages. The client waits for the answer before it sends more.
-pub async fn send(
-    request: &Request,
-    session_id: &str,
-    action: Action,
-    body: impl Stream<Item = Result<impl Buf, warp::Error>>,
-) -> Response {
+pub async fn send(request: &Request, session_id: &str, action: Action, body: Body) -> Response {
     let Some(session) = request.fallback.sessions.find(session_id) else {
         return text(StatusCode::NOT_FOUND, "Unknown session");
     };

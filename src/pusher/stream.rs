@@ -48,7 +48,7 @@ impl Answer {
             false => String::new(),
         };
         if self.opens && framing.is_single() {
-            return self.answered(opening);
+            return self.answered(opening, false);
         }
         let hold = match self.opens {
             true => Duration::ZERO,
@@ -63,21 +63,27 @@ impl Answer {
             let mut is_enough = measure.is_enough();
             Fallback::poll_take(&self.carrier, cx, &mut batch, |frame| is_enough(frame))
         });
-        let frames = match timeout(hold, taken).await {
+        let taken = timeout(hold, taken).await;
+        let brings_messages = matches!(taken, Ok(Taken::Messages));
+        let frames = match taken {
             Ok(Taken::Messages) => framing.frame(&array(&batch)),
             Ok(Taken::Close(close)) => farewell(&framing, &close),
             Ok(Taken::Superseded) => superseded(&framing),
+            Ok(Taken::Moved) => framing.frame(HEARTBEAT),
             Err(_) if self.opens => String::new(),
             Err(_) => framing.frame(HEARTBEAT),
         };
-        self.answered(opening + &frames)
+        self.answered(opening + &frames, brings_messages)
     }
 
-    fn answered(self, body: String) -> Response {
-        let carrier = self.carrier;
-        receipt::answer(body.into(), &self.receipts, |receipts| {
+    /// Messages are not written any more when they are the carrier's no more.
+    fn answered(self, body: String, brings_messages: bool) -> Response {
+        let carrier = Arc::new(self.carrier);
+        receipt::answer(body.into(), &self.receipts, move |receipts| {
             carrier.writes_by(receipts);
-            receipts.when_written(move || carrier.answered());
+            let holder = carrier.clone();
+            let is_wanted = move || !brings_messages || holder.holds();
+            receipts.when_written_if(is_wanted, move || carrier.answered());
         })
     }
 
@@ -136,6 +142,7 @@ impl Stream for Body {
         }
         let mut is_enough = this.measure.is_enough();
         let taken = Fallback::poll_take(&this.carrier, cx, &mut this.batch, |f| is_enough(f));
+        let brings_messages = matches!(taken, Poll::Ready(Taken::Messages));
         let text = match taken {
             Poll::Ready(Taken::Messages) => {
                 let text = this.framing.frame(&array(&this.batch));
@@ -149,6 +156,10 @@ impl Stream for Body {
             Poll::Ready(Taken::Superseded) => {
                 this.has_ended = true;
                 superseded(&this.framing)
+            }
+            Poll::Ready(Taken::Moved) => {
+                this.has_ended = true;
+                this.framing.frame(&this.measure.filling())
             }
             Poll::Pending => loop {
                 if this.beats.poll_tick(cx).is_pending() {
@@ -165,7 +176,9 @@ impl Stream for Body {
         this.has_ended |= this.measure.is_full();
         let (carrier, has_ended) = (this.carrier.clone(), this.has_ended);
         carrier.writes_by(&this.receipts);
-        this.receipts.when_written(move || {
+        let holder = this.carrier.clone();
+        let is_wanted = move || !brings_messages || holder.holds();
+        this.receipts.when_written_if(is_wanted, move || {
             if has_ended {
                 return carrier.answered();
             }
@@ -202,6 +215,13 @@ impl Measure {
             used += sockjs::units(message.as_str()) + 1;
             used > units_max
         }
+    }
+
+    /// An array without messages with which the answer is full: of an answer that ends before it
+    /// is, pusher-js takes the end for the session's.
+    fn filling(&self) -> String {
+        let units = (self.units_max + 1).saturating_sub(self.used);
+        format!("a[{}]", " ".repeat(units))
     }
 
     fn is_full(&self) -> bool {

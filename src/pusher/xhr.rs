@@ -3,8 +3,6 @@
 
 use std::sync::Arc;
 
-use bytes::Buf;
-use futures_util::Stream;
 use warp::http::StatusCode;
 use warp::http::header::{CONTENT_TYPE, HeaderValue, ORIGIN};
 use warp::reply::Response;
@@ -13,13 +11,13 @@ use super::Front;
 use super::connection::Connection;
 use super::encoding::HTTP;
 use super::handshake;
-use super::http::{Request, receiving, with_receiving_headers};
+use super::http::{Body, Request, receiving, with_receiving_headers};
 use super::sessions::{ClientSession, Fallback, Receiving, Talk};
 use super::stream::{Answer, farewell, superseded};
 use crate::audit;
 use crate::auth::percent_decode;
 use crate::hub::Outbox;
-use crate::transport::http::{BodyError, read_body};
+use crate::transport::http::BodyError;
 use crate::transport::peer::Peer;
 use crate::transport::session::Vehicle;
 use crate::transport::websocket::Close;
@@ -61,6 +59,7 @@ pub fn connect(
 ) -> Result<Connection, Close> {
     let app = handshake::check(front, key, query, origin, peer)?;
     let connection = Connection::open(front.clone(), app, outbox.clone(), &HTTP)?;
+    connection.can_move();
     let (app, socket_id) = connection.id();
     audit::connected(app, socket_id, peer.address);
     Ok(connection)
@@ -108,7 +107,7 @@ pub fn refused(close: &Close, framing: &Framing) -> Response {
 pub async fn send(
     request: &Request,
     session_id: &str,
-    body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+    body: Body,
     read: impl FnOnce(String) -> String,
 ) -> Response {
     match take(request, session_id, body, read).await {
@@ -127,7 +126,7 @@ pub async fn send(
 async fn take(
     request: &Request,
     session_id: &str,
-    body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+    body: Body,
     read: impl FnOnce(String) -> String,
 ) -> Result<(), Box<Response>> {
     let refusal = |status, message: &str| {
@@ -139,9 +138,7 @@ async fn take(
     let Some(session) = fallback.sessions.find(session_id) else {
         return refusal(StatusCode::NOT_FOUND, "Unknown session");
     };
-    let message_bytes_max = fallback.front.websocket.inbound_message_bytes_max;
-    // Every byte of the largest message may be escaped, some by six.
-    let body = match read_body(body, 6 * message_bytes_max + 1024).await {
+    let body = match body {
         Ok(body) => body,
         Err(BodyError::TooLarge) => {
             Fallback::close(&session, Close::plain(1009, "Message too large"));

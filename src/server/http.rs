@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
@@ -40,10 +42,11 @@ const HTTP_BUFFER_BYTES: usize = 16 * 1024;
 pub struct Serving {
     pub settings: ServerSettings,
     pub addresses: Addresses,
-    answer: Answer,
+    answer: Answer<Incoming>,
+    answer_passed_on: Answer<Full<Bytes>>,
 }
 
-type Answer = Box<dyn Fn(Request<Incoming>) -> Answering + Send + Sync>;
+type Answer<B> = Box<dyn Fn(Request<B>) -> Answering + Send + Sync>;
 type Answering = Pin<Box<dyn Future<Output = Response> + Send>>;
 
 impl Serving {
@@ -53,20 +56,30 @@ impl Serving {
         F::Future: Send,
     {
         let service = TowerToHyperService::new(warp::service(routes));
+        let passed_on = service.clone();
         Self {
             settings,
             addresses,
-            answer: Box::new(move |request| {
-                let answer = service.call(request);
-                Box::pin(async move {
-                    match answer.await {
-                        Ok(answer) => answer,
-                        Err(never) => match never {},
-                    }
-                })
-            }),
+            answer: Box::new(move |request| answering(service.call(request))),
+            answer_passed_on: Box::new(move |request| answering(passed_on.call(request))),
         }
     }
+
+    /// Answers a request that another node passed on, after it was checked there.
+    pub fn answer_passed_on(&self, request: Request<Full<Bytes>>) -> Answering {
+        (self.answer_passed_on)(request)
+    }
+}
+
+fn answering(
+    answer: impl Future<Output = Result<Response, Infallible>> + Send + 'static,
+) -> Answering {
+    Box::pin(async move {
+        match answer.await {
+            Ok(answer) => answer,
+            Err(never) => match never {},
+        }
+    })
 }
 
 /// Serves a connection until it ends, or has become something else.

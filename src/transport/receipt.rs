@@ -31,8 +31,18 @@ struct Receipt {
 ///
 /// The lock is held over each write with its receipts: a client may answer what it was sent before
 /// the thread that sent it goes on, and whoever handles that answer can wait for the receipt.
+///
+/// Where another node writes for us ([`crate::peers`]), no lock can be held until we hear of it:
+/// what is away meanwhile belongs to whoever took it.
 #[derive(Clone, Default)]
-pub struct Receipts(Arc<Mutex<Vec<Receipt>>>);
+pub struct Receipts(Arc<Mutex<Outstanding>>);
+
+#[derive(Default)]
+struct Outstanding {
+    receipts: Vec<Receipt>,
+    /// Another node is writing what they are for.
+    is_away: bool,
+}
 
 impl Receipts {
     /// `tell` is called once all that was given to the connection so far has been written, and
@@ -48,24 +58,65 @@ impl Receipts {
         is_wanted: impl Fn() -> bool + Send + 'static,
         tell: impl FnOnce() + Send + 'static,
     ) {
-        self.lock().push(Receipt {
+        self.lock().receipts.push(Receipt {
             is_wanted: Box::new(is_wanted),
             tell: Box::new(tell),
         });
     }
 
-    /// Does something while nothing is being written, and all that was written is told of.
-    pub fn between_writes<R>(&self, act: impl FnOnce() -> R) -> R {
-        let _nothing_is_written = self.lock();
-        act()
+    /// Does something while nothing is being written here, and all that was written is told of.
+    /// It learns whether another node is writing.
+    pub fn between_writes<R>(&self, act: impl FnOnce(bool) -> R) -> R {
+        let nothing_is_written = self.lock();
+        act(nothing_is_written.is_away)
+    }
+
+    /// Whether anybody wants to be told of what was given to the connection.
+    pub fn are_any(&self) -> bool {
+        !self.lock().receipts.is_empty()
+    }
+
+    /// Gives to another node what was given to the connection so far. `false` if it is not wanted
+    /// any more.
+    pub fn send_away(&self) -> bool {
+        let mut outstanding = self.lock();
+        outstanding.is_away = outstanding.are_wanted();
+        outstanding.is_away
+    }
+
+    /// The other node has written it.
+    pub fn written_away(&self) {
+        let mut outstanding = self.lock();
+        outstanding.is_away = false;
+        outstanding.tell();
+    }
+
+    /// The other node cannot write it, or we shall not hear of it.
+    pub fn lost(&self) {
+        let mut outstanding = self.lock();
+        outstanding.is_away = false;
+        let lost = std::mem::take(&mut outstanding.receipts);
+        // Dropped outside the lock: they may well look at other locks.
+        drop(outstanding);
+        drop(lost);
     }
 
     pub fn are_of_one_connection(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Receipt>> {
+    fn lock(&self) -> MutexGuard<'_, Outstanding> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Outstanding {
+    fn are_wanted(&self) -> bool {
+        self.receipts.iter().all(|receipt| (receipt.is_wanted)())
+    }
+
+    fn tell(&mut self) {
+        (self.receipts.drain(..)).for_each(|receipt| (receipt.tell)());
     }
 }
 
@@ -100,7 +151,7 @@ pub fn answer(
 pub struct Receipted {
     stream: Connection,
     seat: Seat,
-    outstanding: Outstanding,
+    receipts: Connected,
     patience: Patience,
 }
 
@@ -136,7 +187,8 @@ struct Patience {
     ends: Option<Pin<Box<Sleep>>>,
 }
 
-struct Outstanding(Receipts);
+/// Receipts of a connection that is still there.
+struct Connected(Receipts);
 
 impl Receipted {
     pub fn new(
@@ -148,7 +200,7 @@ impl Receipted {
         Self {
             stream,
             seat,
-            outstanding: Outstanding(receipts),
+            receipts: Connected(receipts),
             patience: Patience {
                 write_timeout,
                 ends: None,
@@ -164,18 +216,18 @@ impl Receipted {
         bytes: usize,
         write: impl FnOnce(Pin<&mut dyn Io>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        let mut receipts = self.outstanding.0.lock();
-        if !receipts.is_empty() {
+        let mut outstanding = self.receipts.0.lock();
+        if !outstanding.receipts.is_empty() {
             check_reader(self.stream.socket())?;
         }
-        if !receipts.iter().all(|receipt| (receipt.is_wanted)()) {
+        if !outstanding.are_wanted() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         let written = write(self.stream.io(), cx);
         let written = ready!(self.patience.judge(cx, written))?;
         // Whoever writes gives all that it has.
         if written == bytes && matches!(self.stream, Connection::Plain(_)) {
-            receipts.drain(..).for_each(|receipt| (receipt.tell)());
+            outstanding.tell();
         }
         Poll::Ready(Ok(written))
     }
@@ -225,10 +277,9 @@ fn check_reader(socket: &Socket) -> io::Result<()> {
     }
 }
 
-impl Drop for Outstanding {
+impl Drop for Connected {
     fn drop(&mut self) {
-        // Dropped outside the lock: they may well look at other locks.
-        drop(std::mem::take(&mut *self.0.lock()));
+        self.0.lost();
     }
 }
 
@@ -273,9 +324,7 @@ impl AsyncWrite for Receipted {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.stream.io().poll_flush(cx))?;
-        let mut receipts = self.outstanding.0.lock();
-        receipts.drain(..).for_each(|receipt| (receipt.tell)());
-        drop(receipts);
+        self.receipts.0.lock().tell();
         Poll::Ready(Ok(()))
     }
 

@@ -84,6 +84,16 @@ impl<T> Sessions<T> {
         Ok(session)
     }
 
+    /// Lets a session be found that was made elsewhere. It counts, but is not refused.
+    pub fn insert(&self, session: Arc<Session<T>>) {
+        let mut by_id = self.by_id.write().unwrap_or_else(PoisonError::into_inner);
+        by_id.insert(session.id.clone(), session);
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.count() >= self.sessions_max.load(Ordering::Relaxed)
+    }
+
     pub fn find(&self, id: &str) -> Option<Arc<Session<T>>> {
         let by_id = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
         by_id.get(id).cloned()
@@ -162,6 +172,9 @@ struct State {
     idle: Idle,
     /// Taken and not known to be written.
     in_flight: VecDeque<Frame>,
+    /// The serial number of the carrier that took it: perhaps not the newest, while another node
+    /// writes for it.
+    taken_by: u64,
     /// Of the connection that is writing it.
     receipts: Option<Receipts>,
     /// So many of them are with the carrier.
@@ -169,10 +182,25 @@ struct State {
     /// Written, and perhaps to be written again. Only used while `keeps`.
     kept: VecDeque<Frame>,
     keeps: bool,
+    /// It is on its way to another node.
+    is_leaving: bool,
+    /// Carriers with lower numbers were told that it is.
+    left_at: u64,
+    /// Requests that do something with it just now.
+    visitors: usize,
+}
+
+/// What a session has for its client, to be taken along to another node.
+#[derive(Default)]
+pub struct Luggage {
+    /// See [`Earlier::Lost`]; absent where nothing is kept.
+    pub kept: Option<Vec<Frame>>,
+    pub waiting: Vec<Frame>,
 }
 
 impl<T> Session<T> {
-    fn new(id: Arc<str>, lifetime: Duration, outbox: Arc<Outbox>, client: T) -> Self {
+    /// Nobody finds it; see [`Sessions`].
+    pub fn new(id: Arc<str>, lifetime: Duration, outbox: Arc<Outbox>, client: T) -> Self {
         let now = Instant::now();
         Self {
             id,
@@ -190,12 +218,27 @@ impl<T> Session<T> {
                     answered: false,
                 },
                 in_flight: VecDeque::new(),
+                taken_by: 0,
                 receipts: None,
                 handed: 0,
                 kept: VecDeque::new(),
                 keeps: false,
+                is_leaving: false,
+                left_at: 0,
+                visitors: 0,
             }),
         }
+    }
+
+    /// The session stays here until this is dropped. `None` if it is on its way to another node, or
+    /// there already; see [`Session::settled`].
+    pub fn visit(self: &Arc<Self>) -> Option<Visit<T>> {
+        let mut state = self.state();
+        if state.is_leaving {
+            return None;
+        }
+        state.visitors += 1;
+        Some(Visit(self.clone()))
     }
 
     /// The client has shown itself.
@@ -241,58 +284,155 @@ impl<T> Session<T> {
 
     /// As [`Session::attach`], by a client that tells what it has received.
     pub fn attach_after(self: &Arc<Self>, earlier: Earlier, vehicle: Vehicle) -> Carrier<T> {
+        let serial = self.between_writes(|state, is_away| {
+            if state.is_leaving {
+                // No carrier has this number.
+                return Some(0);
+            }
+            state.attached += 1;
+            state.carried_by = Some(vehicle);
+            state.idle.answered = false;
+            state.keeps = earlier != Earlier::Unknown;
+            match earlier {
+                Earlier::Received => {
+                    state.in_flight.drain(..state.handed);
+                    state.kept.clear();
+                }
+                Earlier::Lost => {
+                    state.kept.append(&mut state.in_flight);
+                    std::mem::swap(&mut state.kept, &mut state.in_flight);
+                }
+                Earlier::Unknown => {
+                    state.kept.clear();
+                    if is_away {
+                        return Some(state.attached);
+                    }
+                }
+            }
+            self.take_back(state);
+            Some(state.attached)
+        });
+        self.outbox.wake();
+        Carrier {
+            session: self.clone(),
+            serial,
+        }
+    }
+
+    /// Does something while nothing of the session is being written here, until it gives `Some`.
+    /// It learns whether another node is writing something of it.
+    fn between_writes<R>(&self, act: impl Fn(&mut State, bool) -> Option<R>) -> R {
         loop {
             let receipts = self.state().receipts.clone();
-            let attach = || self.try_attach(earlier, vehicle, receipts.as_ref());
-            let attached = match &receipts {
-                Some(writing) => writing.between_writes(attach),
-                None => attach(),
+            let try_it = |is_away| {
+                let mut state = self.state();
+                let is_of_these = |of: &Receipts| {
+                    receipts
+                        .as_ref()
+                        .is_some_and(|known| known.are_of_one_connection(of))
+                };
+                match &state.receipts {
+                    Some(writing) if !is_of_these(writing) => None,
+                    _ => act(&mut state, is_away),
+                }
             };
-            if let Some(carrier) = attached {
-                return carrier;
+            let done = match &receipts {
+                Some(writing) => writing.between_writes(try_it),
+                None => try_it(false),
+            };
+            if let Some(done) = done {
+                return done;
             }
         }
     }
 
-    /// `None` if something began to be written by others than these `receipts`.
-    fn try_attach(
-        self: &Arc<Self>,
-        earlier: Earlier,
-        vehicle: Vehicle,
-        receipts: Option<&Receipts>,
-    ) -> Option<Carrier<T>> {
-        let mut guard = self.state();
-        let state = &mut *guard;
-        if let Some(writing) = &state.receipts
-            && !receipts.is_some_and(|known| known.are_of_one_connection(writing))
-        {
-            return None;
-        }
+    /// What was taken and is not written waits again, in front of all else.
+    fn take_back(&self, state: &mut State) {
         state.receipts = None;
-        state.attached += 1;
-        state.carried_by = Some(vehicle);
-        state.idle.answered = false;
-        state.keeps = earlier != Earlier::Unknown;
-        match earlier {
-            Earlier::Received => {
-                state.in_flight.drain(..state.handed);
-                state.kept.clear();
-            }
-            Earlier::Lost => {
-                state.kept.append(&mut state.in_flight);
-                std::mem::swap(&mut state.kept, &mut state.in_flight);
-            }
-            Earlier::Unknown => state.kept.clear(),
-        }
         state.handed = 0;
         self.outbox.put_back(&mut state.in_flight);
-        let serial = state.attached;
-        drop(guard);
+    }
+
+    /// From now on nobody takes from the queue and nobody visits: the session is about to go to
+    /// another node. `false` if it is on its way already or has ended.
+    pub async fn begin_to_leave(&self) -> bool {
+        /// A visitor may wait for Redis; another node that writes for us tells of the end, or is
+        /// given up (`crate::peers`).
+        const LOOK_EVERY: Duration = Duration::from_millis(2);
+        {
+            let mut state = self.state();
+            if state.is_leaving || state.ended {
+                return false;
+            }
+            state.is_leaving = true;
+            state.attached += 1;
+            state.left_at = state.attached;
+            if let Some(vehicle) = state.carried_by.take() {
+                state.idle.since = Instant::now();
+                state.idle.vehicle = vehicle;
+            }
+        }
         self.outbox.wake();
-        Some(Carrier {
-            session: self.clone(),
-            serial,
-        })
+        while !self.between_writes(|state, is_away| {
+            let is_quiet = state.visitors == 0 && !(is_away && state.handed > 0);
+            if is_quiet {
+                self.take_back(state);
+            }
+            Some(is_quiet)
+        }) {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        let mut state = self.state();
+        // A visitor may have ended it.
+        state.is_leaving = !state.ended;
+        state.is_leaving
+    }
+
+    /// Has the client come anew, to whichever node: what takes from the queue ends as if the session
+    /// moved.
+    pub async fn shake_off(&self) {
+        if self.begin_to_leave().await {
+            self.stay();
+        }
+    }
+
+    /// It stays after all.
+    pub fn stay(&self) {
+        self.state().is_leaving = false;
+        self.outbox.wake();
+    }
+
+    /// Waits while it is on its way: then it has gone, or stays.
+    pub async fn settled(&self) {
+        const LOOK_EVERY: Duration = Duration::from_millis(2);
+        while self.is_leaving() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// It is on its way, and has not gone yet.
+    pub fn is_leaving(&self) -> bool {
+        let state = self.state();
+        state.is_leaving && !state.ended
+    }
+
+    pub fn luggage(&self) -> Luggage {
+        let state = self.state();
+        Luggage {
+            kept: state.keeps.then(|| state.kept.iter().cloned().collect()),
+            waiting: self.outbox.waiting(),
+        }
+    }
+
+    /// Takes what came from another node, before all that has come here meanwhile.
+    pub fn unpack(&self, luggage: Luggage) {
+        let mut state = self.state();
+        // Its last answer said that there is more to ask for.
+        state.idle.answered = true;
+        state.idle.since = Instant::now();
+        state.keeps = luggage.kept.is_some();
+        state.kept = luggage.kept.unwrap_or_default().into();
+        self.outbox.put_in_front(luggage.waiting);
     }
 
     /// The client has shown that its stream reaches it: nothing of it will be asked for again.
@@ -309,6 +449,15 @@ impl<T> Session<T> {
     }
 }
 
+/// Something is being done with a session.
+pub struct Visit<T>(pub Arc<Session<T>>);
+
+impl<T> Drop for Visit<T> {
+    fn drop(&mut self) {
+        self.0.state().visitors -= 1;
+    }
+}
+
 /// Takes from a session's queue until it is dropped or another takes its place.
 pub struct Carrier<T> {
     pub session: Arc<Session<T>>,
@@ -320,6 +469,8 @@ pub struct Carrier<T> {
 pub enum Parted {
     /// Another carrier took the place.
     Superseded,
+    /// The session is on another node, or on its way there.
+    Moved,
     /// The session is over.
     Ended,
     Closed(Closing),
@@ -360,6 +511,7 @@ impl<T> Carrier<T> {
                 Poll::Pending => return Poll::Pending,
             }
         }
+        state.taken_by = self.serial;
         for frame in &state.in_flight {
             batch.push_back(frame.clone());
             state.handed += 1;
@@ -383,7 +535,7 @@ impl<T> Carrier<T> {
     pub fn written(&self) {
         let mut guard = self.session.state();
         let state = &mut *guard;
-        if state.attached == self.serial && state.handed > 0 {
+        if state.taken_by == self.serial && state.handed > 0 {
             let written = state.in_flight.drain(..state.handed);
             match state.keeps {
                 true => state.kept.extend(written),
@@ -393,6 +545,11 @@ impl<T> Carrier<T> {
             state.receipts = None;
             if state.in_flight.is_empty() {
                 self.session.outbox.written();
+            }
+            let is_waited_for = state.attached != self.serial;
+            drop(guard);
+            if is_waited_for {
+                self.session.outbox.wake();
             }
         }
     }
@@ -419,7 +576,17 @@ impl<T> Carrier<T> {
         self.session.state().attached == self.serial
     }
 
+    /// What it took last is still its own to write.
+    pub fn holds(&self) -> bool {
+        let state = self.session.state();
+        state.taken_by == self.serial && state.handed > 0
+    }
+
     fn parted(&self, state: &State) -> Option<Parted> {
+        // First: it ends here when it has gone.
+        if self.serial < state.left_at {
+            return Some(Parted::Moved);
+        }
         if state.ended {
             return Some(match self.session.outbox.closing() {
                 Some(why) => Parted::Closed(why),
@@ -433,15 +600,20 @@ impl<T> Carrier<T> {
 impl<T> Drop for Carrier<T> {
     fn drop(&mut self) {
         let mut state = self.session.state();
-        if state.attached != self.serial {
-            return;
-        }
-        if let Some(vehicle) = state.carried_by.take() {
+        if state.attached == self.serial
+            && let Some(vehicle) = state.carried_by.take()
+        {
             state.idle.since = Instant::now();
             state.idle.vehicle = vehicle;
         }
-        state.handed = 0;
-        self.session.outbox.put_back(&mut state.in_flight);
+        let is_newest = state.attached == self.serial;
+        let is_written = match state.handed > 0 {
+            true => state.taken_by != self.serial,
+            false => !is_newest,
+        };
+        if !is_written {
+            self.session.take_back(&mut state);
+        }
     }
 }
 
@@ -538,7 +710,7 @@ mod tests {
         let old = session.attach(Vehicle::Poll);
         take(&old).await.unwrap();
         old.writes_by(&receipts);
-        let came = receipts.between_writes(|| {
+        let came = receipts.between_writes(|_| {
             // The kernel has it, and so has the client; the receipt is still to come.
             let came = std::thread::spawn({
                 let session = session.clone();
@@ -611,6 +783,85 @@ mod tests {
         assert!(session.is_over(Instant::now()));
         let carrier = session.attach(Vehicle::Poll);
         assert_eq!(take(&carrier).await, Err(Parted::Closed(Closing::Slow)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_leaves_when_its_visitors_have_gone_and_with_all_that_was_not_written() {
+        let session = session();
+        push(&session, &["1"]);
+        let carrier = session.attach(Vehicle::Poll);
+        take(&carrier).await.unwrap();
+        push(&session, &["2"]);
+        let visit = session.visit().unwrap();
+        let leaving = tokio::spawn({
+            let session = session.clone();
+            async move { session.begin_to_leave().await }
+        });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!leaving.is_finished());
+        assert!(session.visit().is_none());
+        assert_eq!(take(&carrier).await, Err(Parted::Moved));
+        assert!(!session.begin_to_leave().await);
+        drop(visit);
+        assert!(leaving.await.unwrap());
+        assert!(!carrier.holds());
+        drop(carrier);
+        let texts = |luggage: Luggage| {
+            let frames = luggage.waiting.iter();
+            frames.map(|f| f.as_str().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(texts(session.luggage()), ["1", "2"]);
+
+        let away = session.attach(Vehicle::Poll);
+        session.stay();
+        assert!(session.visit().is_some());
+        assert_eq!(take(&away).await, Err(Parted::Moved));
+        let carrier = session.attach(Vehicle::Poll);
+        assert_eq!(take(&away).await, Err(Parted::Moved));
+        assert_eq!(take(&carrier).await.unwrap(), ["1", "2"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_another_node_writes_is_waited_for_before_a_session_leaves() {
+        for is_written in [true, false] {
+            let (session, receipts) = (session(), Receipts::default());
+            push(&session, &["1"]);
+            let carrier = Arc::new(session.attach(Vehicle::Poll));
+            take(&carrier).await.unwrap();
+            carrier.writes_by(&receipts);
+            let (newest, writer) = (carrier.clone(), carrier.clone());
+            receipts.when_written_if(move || newest.is_newest(), move || writer.written());
+            drop(carrier);
+            assert!(receipts.send_away());
+            let leaving = tokio::spawn({
+                let session = session.clone();
+                async move { session.begin_to_leave().await }
+            });
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert!(!leaving.is_finished());
+            match is_written {
+                true => receipts.written_away(),
+                false => receipts.lost(),
+            }
+            assert!(leaving.await.unwrap());
+            assert_eq!(session.luggage().waiting.is_empty(), is_written);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_visitor_may_end_a_session_that_is_about_to_leave() {
+        let sessions = Sessions::new(1);
+        let outbox = Arc::new(Outbox::new(100));
+        let session = sessions.open(LIFETIME, outbox, ()).unwrap();
+        let visit = session.visit();
+        let leaving = tokio::spawn({
+            let session = session.clone();
+            async move { session.begin_to_leave().await }
+        });
+        tokio::task::yield_now().await;
+        sessions.end(&session);
+        drop(visit);
+        assert!(!leaving.await.unwrap());
     }
 
     #[test]

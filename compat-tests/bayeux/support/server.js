@@ -36,12 +36,13 @@ export async function startServer({ holdSecs = HOLD_SECS } = {}) {
 /**
  * Starts Raptor with an app that Faye clients use as they use Faye: anybody may publish.
  *
- * @param {object} [options] `app`: keys of the app; `bayeux`: keys of its `[apps.bayeux]`; `config`: further keys of the configuration file
+ * @param {object} [options] `app`: keys of the app; `bayeux`: keys of its `[apps.bayeux]`; `config`: further keys of the configuration file;
+ *   `start`: starts it, `startRaptor` or `startNodes`
  * @returns {Promise<Server & import('../../support/raptor.js').Raptor>}
  */
-export async function startBayeux({ app = {}, bayeux = {}, config = {} } = {}) {
+export async function startBayeux({ app = {}, bayeux = {}, config = {}, start = startRaptor } = {}) {
   const apps = [{ ...TEST_APP, ...app, bayeux: { mounts: [MOUNT], client_publish: 'open', ...bayeux } }];
-  return withMount(await startRaptor({ config: { ...config, apps } }));
+  return withMount(await start({ config: { ...config, apps } }));
 }
 
 /** A real Faye, whatever the environment says. */

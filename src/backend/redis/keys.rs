@@ -96,7 +96,15 @@ pub fn slot_of(place: usize) -> u16 {
 /// can tell the watchers.
 pub fn partition_of(channel: &ChannelId) -> usize {
     let locality = channel.name.locality().bytes();
-    let bytes = channel.app.as_str().bytes().chain([0]).chain(locality);
+    partition_of_bytes(channel.app.as_str().bytes().chain([0]).chain(locality))
+}
+
+/// Of what is no channel.
+pub fn partition_of_text(text: &str) -> usize {
+    partition_of_bytes(text.bytes())
+}
+
+fn partition_of_bytes(bytes: impl Iterator<Item = u8>) -> usize {
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });

@@ -384,6 +384,9 @@ fn hear(inner: &Inner, ear: &Ear, push: PushInfo) {
         if let Some(number) = text.strip_prefix("probe ").and_then(|n| n.parse().ok()) {
             ear.probe.fetch_max(number, Ordering::AcqRel);
             ear.heard.notify_waiters();
+        } else if place == REGISTRY && inner.letters.try_send(payload).is_err() {
+            // Whoever wrote it waits for an answer, but not for ever.
+            tracing::warn!("too many letters of other nodes are waiting; one was dropped");
         }
     } else if place != REGISTRY && !inner.partitions[place].take_in(payload) {
         // Later, what is missing is read from the log.

@@ -54,7 +54,7 @@ use std::time::Duration;
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, Pipeline, Value, cmd};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::last_events::LastEvents;
@@ -64,12 +64,15 @@ use crate::model::ids::IdSource;
 use crate::model::{
     AppId, ChannelFact, ChannelId, ChannelName, Event, FactKind, Member, SocketId, since_1970,
 };
-use keys::{Keys, PARTITIONS};
+use keys::{Keys, PARTITIONS, REGISTRY};
 pub use nodes::NodeInfo;
 use partition::{Partition, Request};
 pub use target::{Certificates, Settings};
 
 pub struct Redis(Arc<Inner>);
+
+/// Letters of other nodes that may wait to be read.
+const LETTERS_MAX: usize = 16_384;
 
 struct Inner {
     hub: Arc<Hub>,
@@ -91,6 +94,8 @@ struct Inner {
     watched: tokio::sync::Mutex<HashMap<AppId, usize>>,
     sessions: AtomicU64,
     status: Arc<Status>,
+    letters: mpsc::Sender<Vec<u8>>,
+    inbox: Mutex<Option<mpsc::Receiver<Vec<u8>>>>,
     stop: CancellationToken,
 }
 
@@ -176,6 +181,11 @@ impl Redis {
         keys::partition_of(channel)
     }
 
+    /// A place for what is called so.
+    pub fn place_of(text: &str) -> usize {
+        keys::partition_of_text(text)
+    }
+
     /// Connects in the background; until then the node serves its own clients. `address` is where
     /// it listens, for people to read.
     pub fn start(
@@ -190,6 +200,7 @@ impl Redis {
             Facts::InStreams(sink, lines) => (sink.silent(), Some(lines)),
         };
         let keys = Keys::new(&settings.key_prefix);
+        let (letters, inbox) = mpsc::channel(LETTERS_MAX);
         let (waiting_bytes, unstated_bytes) = (Arc::default(), Arc::default());
         let (partitions, ends): (Vec<_>, Vec<_>) = (0..PARTITIONS)
             .map(|index| Partition::new(keys.of(index), &waiting_bytes, &unstated_bytes))
@@ -210,6 +221,8 @@ impl Redis {
             watched: tokio::sync::Mutex::default(),
             sessions: AtomicU64::new(0),
             status: Arc::default(),
+            letters,
+            inbox: Mutex::new(Some(inbox)),
             stop: CancellationToken::new(),
         });
         for (index, ends) in ends.into_iter().enumerate() {
@@ -269,10 +282,66 @@ impl Redis {
         up?.run(commands).await.ok()
     }
 
-    /// Returns when everything published before has been handed over on this node.
-    #[cfg(test)]
-    async fn caught_up(&self, channel: &ChannelId) {
-        self.0.partition(channel).caught_up().await;
+    /// The number of this node.
+    pub fn node(&self) -> u32 {
+        self.0.node
+    }
+
+    /// Changes whenever letters may have been lost.
+    pub fn turns(&self) -> u64 {
+        self.0.nodes.turns()
+    }
+
+    /// What other nodes write to this one, from now on; for one reader.
+    pub fn letters(&self) -> Option<mpsc::Receiver<Vec<u8>>> {
+        let mut inbox = self.0.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        inbox.take()
+    }
+
+    /// From now on whoever writes to this node is told that it is not there. What came before is
+    /// still to be read, and behind it an empty letter.
+    pub async fn hear_no_letters(&self) {
+        let inner = &self.0;
+        if let Some(up) = inner.nodes.registry() {
+            let verb = link::subscribe_verb(up.is_sharded).replace("SUB", "UNSUB");
+            let inbox = [inner.keys.inbox(REGISTRY, inner.node)];
+            let _ = up.subscribe(&verb, &inbox).await;
+        }
+        let _ = inner.letters.send(Vec::new()).await;
+    }
+
+    /// Writes to another node, or to this one. Letters of one task arrive in their order, or not
+    /// at all. Whether the node hears them.
+    pub async fn post(&self, node: u32, letter: &[u8]) -> bool {
+        let inner = &self.0;
+        let Some(up) = inner.nodes.registry() else {
+            return false;
+        };
+        let mut publish = cmd(match up.is_sharded {
+            true => "SPUBLISH",
+            false => "PUBLISH",
+        });
+        publish.arg(inner.keys.inbox(REGISTRY, node)).arg(letter);
+        let answers = up.run(&[publish]).await;
+        answers.is_ok_and(|answers| !matches!(answers[..], [Value::Int(0)]))
+    }
+
+    /// The other nodes that live, or died less than a few seconds ago. `None` while Redis is away.
+    pub async fn others(&self) -> Option<Vec<u32>> {
+        let mut ask = cmd("HKEYS");
+        ask.arg(nodes::beats_key(&self.0.keys));
+        let answer = self.run(Self::REGISTRY, &[ask]).await?.pop()?;
+        let mut known: Vec<u32> = redis::from_redis_value(answer).ok()?;
+        known.retain(|node| *node != self.0.node);
+        known.sort_unstable();
+        Some(known)
+    }
+
+    /// Returns when everything published before has been handed over on this node, in the
+    /// partitions of these channels.
+    pub async fn caught_up(&self, partitions: impl Iterator<Item = usize>) {
+        let partitions = partitions.map(|partition| self.0.partitions[partition].caught_up());
+        futures_util::future::join_all(partitions).await;
     }
 
     /// The nodes that Redis knows.

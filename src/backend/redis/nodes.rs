@@ -6,6 +6,7 @@
 //! partition by the scripts, each entry once, whichever nodes do it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -36,6 +37,8 @@ pub struct Nodes {
     pub leaving: CancellationToken,
     registry: Mutex<Option<Arc<Up>>>,
     is_up: Notify,
+    /// How often the link of the registry came or went.
+    turns: AtomicU64,
 }
 
 /// What a node says of itself.
@@ -55,8 +58,13 @@ pub struct NodeInfo {
 
 impl Nodes {
     pub fn up(&self, up: Option<Arc<Up>>) {
+        self.turns.fetch_add(1, Ordering::Relaxed);
         *self.registry.lock().unwrap_or_else(PoisonError::into_inner) = up;
         self.is_up.notify_one();
+    }
+
+    pub fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
     }
 
     pub fn registry(&self) -> Option<Arc<Up>> {

@@ -48,6 +48,15 @@ pub fn parse_form(encoded: &[u8]) -> Result<Form, NotText> {
     Ok(form)
 }
 
+/// A form with these messages.
+pub fn write_form<S: AsRef<str>>(messages: &[S]) -> String {
+    let mut form = url::form_urlencoded::Serializer::new(String::new());
+    for message in messages {
+        form.append_pair("message", message.as_ref());
+    }
+    form.finish()
+}
+
 /// Whether the name may stand as a function in a script: identifiers joined by dots.
 pub fn is_callback(name: &str) -> bool {
     let is_identifier = |part: &str| {

@@ -22,6 +22,19 @@ pub enum IncomingMessage<'a> {
     Invalid(Invalid<'a>),
 }
 
+impl<'a> IncomingMessage<'a> {
+    /// The session that it names.
+    pub fn client_id(&self) -> Option<Given<'a>> {
+        match self {
+            Self::Handshake(_) | Self::Invalid(_) => None,
+            Self::Connect(message) => message.client_id,
+            Self::Disconnect(message) => message.client_id,
+            Self::Subscribe(message) | Self::Unsubscribe(message) => message.client_id,
+            Self::Publish(message) => message.client_id,
+        }
+    }
+}
+
 /// `version` and `supportedConnectionTypes` are required.
 pub struct Handshake<'a> {
     /// JSON text of the `id` to repeat: a string or a number. So in every message.

@@ -29,7 +29,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-#[cfg(test)]
 use redis::cmd;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
@@ -195,7 +194,6 @@ impl Partition {
         }
     }
 
-    #[cfg(test)]
     /// Returns when everything that Redis published before is with the subscribers here.
     pub async fn caught_up(&self) {
         if let Some(up) = self.up() {

@@ -72,7 +72,8 @@ struct Settled {
 impl Settled {
     async fn settle(&self, channel: &ChannelId) {
         for redis in &self.all {
-            redis.caught_up(channel).await;
+            let partition = Redis::partition_of(channel);
+            redis.caught_up(std::iter::once(partition)).await;
         }
         // What a script told the watchers is in the same partition.
     }

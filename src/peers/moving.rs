@@ -1,0 +1,233 @@
+//! How a session goes from one node to another, with its subscriptions and all that waits for its
+//! client.
+//!
+//! ```text
+//!   owner                                               taker
+//!     │ stops the session: nobody takes from its queue    │
+//!     │ ───────────────── Offer: what it is ────────────► │ subscribes to all of it
+//!     │ ◄──────────────────── Ready ───────────────────── │
+//!     │ waits until it has heard all that was published   │
+//!     │ before, and puts the session on offer             │
+//!     │ ─────────────── Luggage: its queue ─────────────► │ takes it, in the directory: from then
+//!     │ ◄─────────────────── Settled ──────────────────── │ on it is here
+//!     │ leaves its channels, without a word               │
+//! ```
+//!
+//! From Ready on both nodes get what is published; events that are in the queue and came to the
+//! taker too are left out there. The directory decides where the session is: the owner takes an
+//! offer back, or the taker takes it up, whoever is first.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::time::sleep;
+
+use super::exchange::Exchange;
+use super::letter::What;
+use super::{ARRIVES_WITHIN, House, HouseName, Peers};
+use crate::backend::Redis;
+use crate::hub::Frame;
+use crate::model::EventId;
+use crate::transport::session::Luggage;
+
+/// How long one side waits for the other's next letter.
+const LETTER_WITHIN: Duration = Duration::from_secs(3);
+
+/// Why a session is not on the other node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stays {
+    /// It is not here, or going already.
+    NotHere,
+    /// The other node does not take it, or does not answer.
+    Refused(&'static str),
+}
+
+impl Peers {
+    /// Brings a session here that another node has. Whether it is here then.
+    pub async fn bring(&self, house: HouseName, id: &str, from: u32) -> bool {
+        let mut exchange = self.exchanges.begin(from);
+        let take = What::Take {
+            house: house.to_owned(),
+            id: id.to_owned(),
+        };
+        if self.post(from, exchange.number(), take, &[]).await {
+            // It is here by then, or will not come.
+            let _ = exchange.next_within(ARRIVES_WITHIN).await;
+        }
+        self.has(house, id)
+    }
+
+    /// Another node wants a session of this one.
+    pub(super) async fn give_up(&self, exchange: Exchange, house: &str, id: &str) {
+        let (to, number) = (exchange.with(), exchange.number());
+        let sent = match self.house(house) {
+            Some(house) => self.send_off(&house, id, to).await,
+            None => Err(Stays::NotHere),
+        };
+        let answer = match sent {
+            Ok(()) => What::Given,
+            Err(_) => What::Refused,
+        };
+        self.post(to, number, answer, &[]).await;
+    }
+
+    pub(super) async fn send_off(
+        &self,
+        house: &Arc<dyn House>,
+        id: &str,
+        to: u32,
+    ) -> Result<(), Stays> {
+        let departure = house.depart(id).await.ok_or(Stays::NotHere)?;
+        let name = house.name();
+        let mut exchange = self.exchanges.begin(to);
+        let number = exchange.number();
+        let offer = What::Offer {
+            house: name.to_owned(),
+            id: id.to_owned(),
+        };
+        if !self.post(to, number, offer, &departure.description()).await {
+            return Err(Stays::Refused("the node is not there"));
+        }
+        if !is(exchange.next_within(LETTER_WITHIN).await, &What::Ready) {
+            return Err(Stays::Refused("it is not taken"));
+        }
+        let partitions = departure.channels();
+        let mut partitions: Vec<_> = partitions.iter().map(Redis::partition_of).collect();
+        partitions.sort_unstable();
+        partitions.dedup();
+        self.redis.caught_up(partitions.into_iter()).await;
+        let luggage = departure.luggage();
+        let luggage = luggage.ok_or(Stays::Refused("it has come to its end"))?;
+        if !self.directory.offer(name, id, number).await {
+            return Err(Stays::Refused("the directory has it elsewhere"));
+        }
+        let is_settled = self.post(to, number, What::Luggage, &packed(luggage)).await
+            && is(exchange.next_within(LETTER_WITHIN).await, &What::Settled);
+        if !is_settled && self.take_back(name, id, number).await {
+            return Err(Stays::Refused("it did not arrive"));
+        }
+        departure.has_gone().await;
+        self.counts.moved_away.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether the session stays here. While Redis is away nobody can take it either.
+    async fn take_back(&self, house: HouseName, id: &str, number: u64) -> bool {
+        const TRIES: usize = 20;
+        const PAUSE: Duration = Duration::from_millis(250);
+        for _ in 0..TRIES {
+            if let Some(is_ours) = self.directory.withdraw(house, id, number).await {
+                return is_ours;
+            }
+            sleep(PAUSE).await;
+        }
+        // Whoever could have taken it has given up by now.
+        true
+    }
+
+    /// Another node offers a session.
+    pub(super) async fn take_in(
+        &self,
+        mut exchange: Exchange,
+        house: &str,
+        id: &str,
+        description: &[u8],
+    ) {
+        let (to, number) = (exchange.with(), exchange.number());
+        let house = self.house(house);
+        let house = house.filter(|_| !self.is_leaving.load(Ordering::Relaxed));
+        let arrival = match &house {
+            Some(house) => house.arrive(id, description).await,
+            None => None,
+        };
+        let (Some(house), Some(arrival)) = (house, arrival) else {
+            self.post(to, number, What::Refused, &[]).await;
+            return;
+        };
+        if !self.post(to, number, What::Ready, &[]).await {
+            return;
+        }
+        // The owner waits for what was published before it sends this.
+        let Some((What::Luggage, body)) = exchange.next_within(2 * LETTER_WITHIN).await else {
+            return;
+        };
+        let Some(luggage) = unpacked(&body) else {
+            return;
+        };
+        if self.directory.take(house.name(), id, to, number).await {
+            arrival.settle(luggage);
+            self.counts.moved_here.fetch_add(1, Ordering::Relaxed);
+            self.post(to, number, What::Settled, &[]).await;
+        }
+    }
+}
+
+fn is(letter: Option<(What, Bytes)>, expected: &What) -> bool {
+    letter.is_some_and(|(what, _)| what == *expected)
+}
+
+#[derive(Serialize, Deserialize)]
+struct Packed {
+    kept: Option<Vec<PackedFrame>>,
+    waiting: Vec<PackedFrame>,
+}
+
+/// The text, and the event that it was made of: its node and serial number.
+#[derive(Serialize, Deserialize)]
+pub struct PackedFrame(String, Option<(u32, u64)>);
+
+impl From<&Frame> for PackedFrame {
+    fn from(frame: &Frame) -> Self {
+        let event = frame.event().map(|id| (id.node(), id.serial()));
+        Self(frame.as_str().to_owned(), event)
+    }
+}
+
+impl From<PackedFrame> for Frame {
+    fn from(PackedFrame(text, event): PackedFrame) -> Self {
+        let frame = Frame::from(text);
+        match event {
+            Some((node, serial)) => frame.of_event(EventId::new(node, serial)),
+            None => frame,
+        }
+    }
+}
+
+fn packed(luggage: Luggage) -> Vec<u8> {
+    let pack = |frames: Vec<Frame>| frames.iter().map(PackedFrame::from).collect();
+    let packed = Packed {
+        kept: luggage.kept.map(pack),
+        waiting: pack(luggage.waiting),
+    };
+    serde_json::to_vec(&packed).unwrap_or_default()
+}
+
+fn unpacked(body: &[u8]) -> Option<Luggage> {
+    let packed: Packed = serde_json::from_slice(body).ok()?;
+    let unpack = |frames: Vec<PackedFrame>| frames.into_iter().map(Frame::from).collect();
+    Some(Luggage {
+        kept: packed.kept.map(unpack),
+        waiting: unpack(packed.waiting),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_arrives_as_it_was() {
+        let frame = |text: &str| Frame::from(text.to_owned());
+        let event = frame("b\n").of_event(EventId::new(1, 1 << 60));
+        let luggage = Luggage {
+            kept: Some(vec![frame("a")]),
+            waiting: vec![event.clone(), frame("c")],
+        };
+        let arrived = unpacked(&packed(luggage)).unwrap();
+        assert_eq!(arrived.kept.unwrap(), [frame("a")]);
+        assert_eq!(arrived.waiting, [event, frame("c")]);
+    }
+}
