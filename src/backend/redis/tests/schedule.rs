@@ -87,6 +87,8 @@ enum Fault {
     Everywhere(Weather),
     /// Redis dies, and comes back empty.
     Death,
+    /// Redis dies, and its replica becomes the primary after a while.
+    Failover,
     /// Redis stands still.
     Pause,
     /// A node dies with its clients, and another takes its place.
@@ -95,12 +97,13 @@ enum Fault {
     NodePause,
 }
 
-const FAULTS: [Fault; 8] = [
+const FAULTS: [Fault; 9] = [
     Fault::Weather(Weather::Refused),
     Fault::Weather(Weather::Blackhole),
     Fault::Weather(Weather::HalfDead),
     Fault::Everywhere(Weather::Blackhole),
     Fault::Death,
+    Fault::Failover,
     Fault::Pause,
     Fault::NodeDeath,
     Fault::NodePause,
@@ -194,6 +197,11 @@ impl World {
                 (self.setup.proxies.iter()).for_each(|proxy| proxy.set(weather));
             }
             Fault::Death => self.setup.server.kill(),
+            Fault::Failover => {
+                let replica = self.setup.server.start_replica().await;
+                (self.setup.proxies.iter()).for_each(|proxy| proxy.lead_to(replica.port));
+                self.setup.server = replica;
+            }
             Fault::Pause => self.setup.server.signal("STOP"),
             Fault::NodeDeath => {
                 self.setup.nodes[victim].thread.die();
@@ -211,6 +219,7 @@ impl World {
         (self.setup.proxies.iter()).for_each(|proxy| proxy.set(Weather::Fair));
         match fault {
             Fault::Death => self.setup.server.start_again().await,
+            Fault::Failover => self.setup.server.promote().await,
             Fault::Pause => self.setup.server.signal("CONT"),
             _ => {}
         }

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -53,6 +54,29 @@ impl RedisServer {
     pub async fn start_again(&mut self) {
         self.child = spawn(self.port, &self.directory, &self.arguments);
         self.answers().await;
+    }
+
+    /// Another one, with the same data as this from now on.
+    pub async fn start_replica(&self) -> Self {
+        let port = self.port.to_string();
+        let replica = Self::start(&["--replicaof", "127.0.0.1", &port]).await;
+        let in_sync = async {
+            while !(replica.ask::<String>(&["INFO", "replication"]).await)
+                .contains("master_link_status:up")
+            {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), in_sync)
+            .await
+            .expect("the replica does not follow");
+        replica
+    }
+
+    /// It is the primary now.
+    pub async fn promote(&mut self) {
+        let () = self.ask(&["REPLICAOF", "NO", "ONE"]).await;
+        self.arguments.clear();
     }
 
     /// `STOP` or `CONT`.
@@ -142,6 +166,8 @@ pub enum Weather {
 /// A way to a server.
 pub struct Proxy {
     pub port: u16,
+    /// Of the server.
+    target: Arc<AtomicU16>,
     weather: watch::Sender<Weather>,
 }
 
@@ -151,14 +177,26 @@ impl Proxy {
         let own = listener.local_addr().unwrap().port();
         let (weather, _) = watch::channel(Weather::Fair);
         let watched = weather.subscribe();
+        let target = Arc::new(AtomicU16::new(port));
+        let leads_to = target.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
+                let port = leads_to.load(Ordering::Relaxed);
                 if *watched.borrow() != Weather::Refused {
                     tokio::spawn(pass(stream, port, watched.clone()));
                 }
             }
         });
-        Self { port: own, weather }
+        Self {
+            port: own,
+            target,
+            weather,
+        }
+    }
+
+    /// Leads new connections to another server.
+    pub fn lead_to(&self, port: u16) {
+        self.target.store(port, Ordering::Relaxed);
     }
 
     pub fn url(&self) -> String {
@@ -177,7 +215,7 @@ async fn pass(client: TcpStream, port: u16, mut weather: watch::Receiver<Weather
     };
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
-    let subscribes = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let subscribes = Arc::new(AtomicBool::new(false));
     let (w1, w2, s1, s2) = (
         weather.clone(),
         weather.clone(),
@@ -197,10 +235,10 @@ async fn copy(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
     mut weather: watch::Receiver<Weather>,
-    subscribes: Arc<std::sync::atomic::AtomicBool>,
+    subscribes: Arc<AtomicBool>,
     is_up: bool,
 ) {
-    use std::sync::atomic::Ordering::Relaxed;
+    use Ordering::Relaxed;
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let Ok(bytes @ 1..) = from.read(&mut buffer).await else {
