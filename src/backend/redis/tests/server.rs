@@ -135,6 +135,9 @@ fn spawn(port: u16, directory: &PathBuf, arguments: &[String]) -> Child {
             "127.0.0.1",
             "--save",
             "",
+            // A server that starts again has no data, though it once followed another.
+            "--rdb-del-sync-files",
+            "yes",
             "--dir",
         ])
         .arg(directory)
