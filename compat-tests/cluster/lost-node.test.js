@@ -65,6 +65,11 @@ test('clients of a node that is killed have new sessions within 10 s; who does n
   // Those of another node do not come back.
   await proxy.restartNode(0);
   await sleep(2_500); // the load balancer finds out that it is there again
+  // pusher-js gives a transport up for good when its connections have ended suddenly twice, and these have no other.
+  const spent = lost.filter(({ kind }) => kind === 'pusher-js xhr_streaming');
+  spent.forEach(({ close }) => close());
+  clients.splice(0, all, ...clients.filter((client) => !spent.includes(client)));
+  await until(() => missing(clients, clients.length).length === 0, () => `missing: ${names(missing(clients, clients.length))}`, GONE_MS);
   clients.forEach(({ transitions }) => transitions.splice(0));
   const held = new Map(clients.map((client) => [client, client.sessions.length]));
   await proxy.nodes[1].stop('SIGKILL');
