@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{FutureExt, join_all};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -246,6 +246,7 @@ impl Server {
             () = self.accept() => {}
             () = shutdown => {}
         }
+        self.accept_who_came();
         let Self {
             listeners,
             serving,
@@ -299,12 +300,7 @@ impl Server {
     async fn accept_from(&self, listener: &Listener) {
         loop {
             match listener.accept().await {
-                Ok((socket, address)) => {
-                    metrics::ACCEPTED.add(1);
-                    let (live, stopping) = (self.serving.clone(), self.lives.stopping.clone());
-                    let greeting = listener.greeting.clone();
-                    (self.lives.tasks).spawn(receive(socket, address, greeting, live, stopping));
-                }
+                Ok(accepted) => self.receive(listener, accepted),
                 Err(error) => {
                     // Usually too many open files: others have to close before the next can come.
                     tracing::warn!(%error, "cannot accept a connection");
@@ -312,6 +308,24 @@ impl Server {
                 }
             }
         }
+    }
+}
+
+impl Server {
+    /// Takes whoever came before the listeners close: the kernel would send them away.
+    fn accept_who_came(&self) {
+        for listener in &self.listeners {
+            while let Some(Ok(accepted)) = listener.accept().now_or_never() {
+                self.receive(listener, accepted);
+            }
+        }
+    }
+
+    fn receive(&self, listener: &Listener, (socket, address): (Socket, IpAddr)) {
+        metrics::ACCEPTED.add(1);
+        let (live, stopping) = (self.serving.clone(), self.lives.stopping.clone());
+        let greeting = listener.greeting.clone();
+        (self.lives.tasks).spawn(receive(socket, address, greeting, live, stopping));
     }
 }
 

@@ -1,4 +1,4 @@
-// Sixty Faye clients over three transports, whose every request goes to the next of three nodes, and numbered messages that are published at all of
+// Dozens of Faye clients over three transports, whose every request goes to the next of three nodes, and numbered messages that are published at all of
 // them: everybody hears each once, and all in one order.
 //
 // ORDER_CLIENTS: how many clients of each transport, ORDER_PUBLISHES: how many messages.
@@ -12,7 +12,7 @@ import { startNodes } from '../support/nodes.js';
 import { TEST_APP } from '../support/raptor.js';
 import { BAYEUX, isIn, startClient } from './fleet.js';
 
-const CLIENTS = Number(process.env.ORDER_CLIENTS ?? 20);
+const CLIENTS = Number(process.env.ORDER_CLIENTS ?? 12);
 const PUBLISHES = Number(process.env.ORDER_PUBLISHES ?? 1_200);
 /** How far the slowest client may be behind the publishers: far less than a session's queue holds. */
 const LAG_MAX = 300;

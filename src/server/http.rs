@@ -14,7 +14,8 @@ use hyper::service::{Service, service_fn};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::time::sleep;
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use warp::Filter;
 use warp::http::header::{CONNECTION, HeaderValue, RETRY_AFTER};
@@ -34,6 +35,8 @@ use crate::{bayeux, pusher, rest};
 /// How long an HTTP connection may rest between requests, and the head of a later request take.
 /// Libraries expect a kept connection to be there still (`pusher.md` 5.1).
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// How long a new connection has for its first request when the server stops.
+const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(1);
 /// What is read ahead of one HTTP connection; also the limit of a request's head.
 const HTTP_BUFFER_BYTES: usize = 16 * 1024;
 
@@ -105,12 +108,12 @@ pub async fn serve(
         receipts.clone(),
         settings.write_timeout,
     );
-    let has_asked = Arc::new(AtomicBool::new(false));
+    let has_asked = Arc::new(Asked::default());
     let asks = has_asked.clone();
     let head_timeout = settings.handshake_timeout;
     drop(serving);
     let service = service_fn(move |mut request: Request<Incoming>| {
-        asks.store(true, Ordering::Relaxed);
+        asks.note();
         let serving = live.get();
         let settings = &serving.settings;
         let peer = settings.trusted_proxies.peer(direct, request.headers());
@@ -143,12 +146,12 @@ pub async fn serve(
             ended = &mut served => break ended,
             () = &mut head_is_due, if !was_due => {
                 was_due = true;
-                if !has_asked.load(Ordering::Relaxed) {
+                if !has_asked.is_true() {
                     CUT_OFFS.count(CutOff::HeadTimeout);
                     return tracing::debug!(%address, "no request in time");
                 }
             }
-            () = stopping.cancelled(), if !is_stopping => {
+            () = to_stop(&stopping, &has_asked), if !is_stopping => {
                 is_stopping = true;
                 served.as_mut().graceful_shutdown();
             }
@@ -156,6 +159,38 @@ pub async fn serve(
     };
     if let Err(error) = ended {
         tracing::debug!(%address, %error, "HTTP connection ended");
+    }
+}
+
+/// The server stops, and so may a connection: its first request may be on its way, and is answered.
+async fn to_stop(stopping: &CancellationToken, has_asked: &Asked) {
+    stopping.cancelled().await;
+    let _ = timeout(FIRST_REQUEST_WITHIN, has_asked.becomes_true()).await;
+}
+
+/// Whether there was a request on a connection.
+#[derive(Default)]
+struct Asked {
+    is_true: AtomicBool,
+    becomes_true: Notify,
+}
+
+impl Asked {
+    fn note(&self) {
+        if !self.is_true.swap(true, Ordering::Relaxed) {
+            self.becomes_true.notify_waiters();
+        }
+    }
+
+    fn is_true(&self) -> bool {
+        self.is_true.load(Ordering::Relaxed)
+    }
+
+    async fn becomes_true(&self) {
+        let becomes_true = self.becomes_true.notified();
+        if !self.is_true() {
+            becomes_true.await;
+        }
     }
 }
 
