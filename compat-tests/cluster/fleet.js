@@ -15,7 +15,7 @@ const Faye = createRequire(import.meta.url)('faye-1.4');
 const STREAMS_OF_A_PAGE = 3;
 
 /** Of `[apps.bayeux]`. A client whose stream was not open yet when it shook hands polls first, and only after that poll takes the stream. */
-export const BAYEUX = { mounts: [MOUNT], hold_secs: 3, session_secs: 90 };
+export const BAYEUX = { mounts: [MOUNT], hold_secs: 6, session_secs: 90 };
 
 /**
  * @typedef {object} Client

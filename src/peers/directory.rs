@@ -52,14 +52,15 @@ impl Directory {
         }
     }
 
-    /// Where it is; here if it was nowhere.
+    /// Where it is. If it was nowhere, it is this node's from now on.
     pub async fn claim(&self, house: HouseName, id: &str) -> Place {
         let (place, key) = self.entry(house, id);
         let mut set = self.set(&key);
         set.arg("NX");
         let mut get = cmd("GET");
         get.arg(key);
-        match self.redis.run(place, &[set, get]).await {
+        match self.redis.run(place, &[set, get]).await.as_deref() {
+            Some([Value::Okay, _]) => Place::Nowhere,
             Some(answers) => self.read(answers.last()),
             None => Place::Unknown,
         }

@@ -213,7 +213,7 @@ impl Peers {
                     return Ok(None);
                 }
                 (Place::Nowhere, _) => return Ok(None),
-                (Place::Here, Search::Find) if self.arrives(house, key).await => {}
+                (Place::Here, _) if self.arrives(house, key).await => {}
                 (Place::Here, _) => return Ok(None),
                 (Place::Unknown, Search::Find) => return Err(Elsewhere::Unknown),
                 // Better served by this node alone than not at all.
