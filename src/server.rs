@@ -32,7 +32,7 @@ use crate::transport::peer::Addresses;
 use crate::transport::socket::Socket;
 use crate::transport::websocket;
 use crate::transport::writer::Flushers;
-use crate::webhooks::{self, Webhooks};
+use crate::webhooks::{self, Target, Targets, Webhooks};
 use crate::{bayeux, pusher, rest};
 
 use http::{Serving, routes, serve};
@@ -120,15 +120,19 @@ impl Server {
         let apps = Arc::new(AppRegistry::new(apps));
         let (fact_sink, facts) = fact_queue(FACTS_MAX);
         let are_logged = tracing::enabled!(target: webhooks::FACTS_LOG, tracing::Level::DEBUG);
+        let targets = Target::all(&webhooks.endpoints).map_err(StartError::Webhooks)?;
+        let targets = Arc::new(Targets::new(targets, fact_sink.clone(), are_logged));
+        // What is in Redis is for those who read it there.
+        let is_dispatching = redis.is_none() || !webhooks.endpoints.is_empty();
         let redis = match redis {
             Some(settings) => {
                 let address = plain_address(&listeners).map_err(StartError::Listen)?;
-                let facts = match webhooks.endpoints.is_empty() {
-                    true => redis::Facts::Here(fact_sink.clone()),
-                    false => {
-                        let lines = webhooks::lines(&webhooks.endpoints);
+                let facts = match is_dispatching {
+                    true => {
+                        let lines = webhooks::lines(targets.clone());
                         redis::Facts::InStreams(fact_sink.clone(), lines)
                     }
+                    false => redis::Facts::Here(fact_sink.clone()),
                 };
                 let (hub, ids) = (hub.clone(), ids.clone());
                 let redis = Redis::start(settings, address.to_string(), hub, ids, facts);
@@ -139,10 +143,16 @@ impl Server {
             None => None,
         };
         let places = (redis.clone()).map(|redis| -> Arc<dyn webhooks::Places> { redis });
-        let webhooks = Webhooks::start(webhooks, apps.clone(), facts, places).await;
-        let webhooks = webhooks.map_err(StartError::Webhooks)?;
-        let are_wanted = webhooks.as_ref().is_some_and(Webhooks::want_sessions);
-        fact_sink.want_sessions(are_logged || are_wanted);
+        let webhooks = match is_dispatching {
+            true => {
+                let of = Webhooks::start(webhooks, targets.clone(), apps.clone(), facts, places);
+                Some(of.await.map_err(StartError::Webhooks)?)
+            }
+            false => {
+                tokio::spawn(webhooks::log_facts(facts));
+                None
+            }
+        };
         let fact_sink = match &webhooks {
             Some(webhooks) => webhooks.note(fact_sink),
             None => fact_sink,
@@ -198,6 +208,7 @@ impl Server {
             certificate: certificates.next(),
             rooms: Arc::new(rooms),
             serving: serving.clone(),
+            targets,
             started_with,
         };
         Ok(Self {

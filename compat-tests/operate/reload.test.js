@@ -1,14 +1,14 @@
 // A new configuration is taken by a running server, whole or not at all, and who did what is written down.
 
 import assert from 'node:assert/strict';
-import { mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { readFileSync, renameSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 
 import { atEnd } from '../support/at-end.js';
 import { until } from '../support/events.js';
 import { startRaptor } from '../support/raptor.js';
+import { REFUSED, TAKEN, startReloadable } from '../support/reloadable.js';
 import { toToml } from '../support/toml.js';
 import { Api } from '../rest/api.js';
 import { APP, Peer, appNamed, auth } from '../raw/peer.js';
@@ -18,25 +18,6 @@ const ROTATIONS = 20;
 const CONNECTIONS = Number(process.env.RAPTOR_CONNECTIONS ?? 200);
 
 const withKey = (key, app = APP) => Object.freeze({ ...app, key, secret: `${key}-secret` });
-
-/** A server whose file can be rewritten: `write(config)`, `reload(line)` sends SIGHUP and waits for a log line. */
-async function startReloadable(config) {
-  const directory = mkdtempSync(join(tmpdir(), 'raptor-reload-'));
-  atEnd(() => rmSync(directory, { recursive: true, force: true }));
-  const file = join(directory, 'raptor.toml');
-  const write = (keys) => writeFileSync(file, typeof keys === 'string' ? keys : toToml({ listen: '127.0.0.1:0', ...keys }));
-  write(typeof config === 'function' ? config(directory) : config);
-  const raptor = await startRaptor({ config: null, args: ['--config', file] });
-  async function reload(line) {
-    const seen = raptor.stderr().length;
-    process.kill(raptor.pid, 'SIGHUP');
-    await until(() => line.test(raptor.stderr().slice(seen)), () => `${line} in ${raptor.stderr().slice(seen)}`);
-  }
-  return { ...raptor, directory, write, reload };
-}
-
-const TAKEN = /the configuration is reloaded/;
-const REFUSED = /the new configuration is refused, the old one stays/;
 
 test('a key is rotated again and again under open connections and traffic, and nobody is disconnected', async () => {
   const app = (keys) => ({ ...APP, key: undefined, secret: undefined, keys: keys.map((key) => ({ key, secret: `${key}-secret` })) });
@@ -97,7 +78,7 @@ test('the level of the log changes, and what needs a restart is named', async ()
   const restart = { listen: '127.0.0.2:0', webhooks: { fsync: true }, redis: { url: 'redis://127.0.0.1:1' } };
   server.write({ apps: [APP], log: { level: 'debug', format: 'json' }, ...restart });
   await server.reload(TAKEN);
-  for (const what of ['where and how the server listens', 'the format of the log or where the audit log goes', '[webhooks] or [[apps.webhooks]]', '[redis]']) {
+  for (const what of ['where and how the server listens', 'the format of the log or where the audit log goes', '[webhooks]', '[redis]']) {
     assert.ok(server.stderr().includes(`${what} changed too: that takes a restart`), `${what} in ${server.stderr()}`);
   }
   await Peer.connect(server);

@@ -7,6 +7,7 @@ use super::live::Live;
 use super::tls::{self, Certificate};
 use super::{Rooms, ServerSettings};
 use crate::config::{Config, LogSettings};
+use crate::webhooks::{self, Target, Targets};
 
 /// Hands a new configuration to a running server.
 #[derive(Clone)]
@@ -14,6 +15,7 @@ pub struct Reloader {
     pub(super) rooms: Arc<Rooms>,
     pub(super) serving: Arc<Live<Serving>>,
     pub(super) certificate: Option<Certificate>,
+    pub(super) targets: Arc<Targets>,
     pub(super) started_with: Arc<StartedWith>,
 }
 
@@ -21,7 +23,7 @@ pub struct Reloader {
 pub(super) struct StartedWith {
     server: ServerSettings,
     log: LogSettings,
-    webhooks: crate::webhooks::Settings,
+    webhooks: webhooks::Settings,
     redis: Option<crate::backend::redis::Settings>,
 }
 
@@ -33,6 +35,11 @@ impl StartedWith {
             webhooks: config.webhooks.clone(),
             redis: config.redis.clone(),
         }
+    }
+
+    /// Without any endpoint nothing of webhooks is in Redis.
+    fn can_dispatch(&self) -> bool {
+        self.redis.is_none() || !self.webhooks.endpoints.is_empty()
     }
 
     /// What a new configuration says in vain.
@@ -48,6 +55,10 @@ impl StartedWith {
             )
         };
         let (log, log_now) = (&self.log, &config.log);
+        let kept = |settings: &webhooks::Settings| webhooks::Settings {
+            endpoints: Vec::new(),
+            ..settings.clone()
+        };
         [
             (
                 listener(before) != listener(now),
@@ -57,9 +68,10 @@ impl StartedWith {
                 (log.format, &log.audit) != (log_now.format, &log_now.audit),
                 "the format of the log or where the audit log goes",
             ),
+            (kept(&self.webhooks) != kept(&config.webhooks), "[webhooks]"),
             (
-                self.webhooks != config.webhooks,
-                "[webhooks] or [[apps.webhooks]]",
+                !self.can_dispatch() && !config.webhooks.endpoints.is_empty(),
+                "[[apps.webhooks]], as there were none and nodes share a Redis",
             ),
             (self.redis != config.redis, "[redis]"),
         ]
@@ -73,7 +85,8 @@ impl Reloader {
     /// Takes over apps and all settings but those of listeners. Connections that are open go by
     /// them from their next message or request on; but the time-outs and sizes of a WebSocket stay
     /// what they were when it was opened. New TLS connections get the certificate that is in its
-    /// file now. Returns what else is different and waits for a restart; `Err` says why nothing was
+    /// file now. What happens from now on is told to the webhooks that are configured now. Returns what
+    /// else is different and waits for a restart; `Err` says why nothing was
     /// taken over.
     pub fn reload(&self, config: Config) -> Result<Vec<&'static str>, String> {
         let certificate = match (&self.certificate, &config.server.tls) {
@@ -83,6 +96,7 @@ impl Reloader {
             }
             _ => None,
         };
+        let targets = Target::all(&config.webhooks.endpoints).map_err(|error| error.to_string())?;
         (self.rooms.bayeux)
             .reload(config.bayeux.clone(), config.server.write_timeout)
             .map_err(|error| error.to_string())?;
@@ -91,6 +105,9 @@ impl Reloader {
             certificate.replace(prepared);
         }
         let waiting = self.started_with.differs_in(&config);
+        if self.started_with.can_dispatch() {
+            self.targets.replace(targets);
+        }
         let mut settings = config.server;
         // Without its listener it stays as it was, and so does what the API asks for.
         settings.tls = match &self.certificate {

@@ -15,13 +15,13 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::deliver::new_id;
-use super::dispatch::{Dispatcher, End, Parts};
+use super::dispatch::{Dispatcher, End, Parts, Past};
 use super::journal;
-use super::settings::Endpoint;
 use super::settle::Settler;
-use super::source::{FACTS_AT_ONCE, Source, concerns};
+use super::source::{FACTS_AT_ONCE, Source};
 use super::store::shared::{Shared, keep_lease, take_lease};
 use super::store::{Position, Store, StoreError};
+use super::targets::Targets;
 use crate::backend::{Done, Redis, redis::Lines};
 use crate::model::{ChannelId, ChannelName, Fact};
 
@@ -118,9 +118,8 @@ impl Cluster {
 }
 
 /// Of what goes with a publish.
-pub fn lines(endpoints: &[Endpoint]) -> Lines {
-    let endpoints = endpoints.to_vec();
-    Arc::new(move |fact| concerns(&endpoints, fact).then(|| journal::write(0, fact)))
+pub fn lines(targets: Arc<Targets>) -> Lines {
+    Arc::new(move |fact| targets.concerns(fact).then(|| journal::write(0, fact)))
 }
 
 /// Writes the facts of this node that go with no change in Redis into their streams, in order.
@@ -141,7 +140,7 @@ async fn forward(
         let mut streams: BTreeMap<usize, Vec<Cmd>> = BTreeMap::new();
         for fact in batch.drain(..) {
             let (partition, line) = match &fact {
-                Fact::Channel(fact) if concerns(&parts.endpoints, fact) => {
+                Fact::Channel(fact) if parts.targets.concerns(fact) => {
                     (places.partition_of(&fact.channel), journal::write(0, fact))
                 }
                 Fact::Channel(_) => continue,
@@ -203,8 +202,10 @@ async fn dispatcher(
 ) -> Result<Dispatcher, StoreError> {
     let store = Shared::open(places.clone(), token.to_owned()).await?;
     let store: Arc<dyn Store> = Arc::new(store);
-    let ids = store.activate(parts.names()).await?;
-    let told = store.told().await?;
+    let past = Past {
+        settler: Settler::knowing(store.told().await?, Instant::now()),
+        missed: None,
+    };
     let position = store.position().await?;
     let streams = Streams {
         places: places.clone(),
@@ -212,18 +213,7 @@ async fn dispatcher(
         trimmed: HashMap::new(),
         count: 0,
     };
-    let settler = Settler::knowing(told, Instant::now());
-    let source = Box::new(streams);
-    Ok(Dispatcher::start(
-        parts.clone(),
-        store,
-        ids,
-        settler,
-        source,
-        None,
-        End::IsKept,
-    )
-    .await)
+    Dispatcher::start(parts.clone(), store, past, Box::new(streams), End::IsKept).await
 }
 
 /// Until the lease is lost, or this node stops.

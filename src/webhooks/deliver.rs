@@ -41,7 +41,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// An endpoint that fails is named at most so often.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 /// Before a write that has failed is tried again.
-const STORE_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const STORE_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a worker needs beside its endpoint.
 #[derive(Clone)]

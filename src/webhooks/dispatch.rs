@@ -11,16 +11,16 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::StartError;
-use super::deliver::{Shared, Worker, lasting};
+use super::deliver::{STORE_PAUSE, Shared, lasting};
 use super::settings::{Endpoint, Settings};
 use super::settle::{Settled, Settler};
-use super::source::{FACTS_AT_ONCE, Source, concerns};
-use super::store::{EndpointId, Entry, Position, Store};
+use super::source::{FACTS_AT_ONCE, Source};
+use super::store::{Entry, Position, Store, StoreError};
+use super::targets::{List, Targets, concerns};
+use super::workers::{Ends, Workers};
 use crate::apps::AppRegistry;
 use crate::metrics::WEBHOOK_EVENTS_LOST;
 use crate::model::{AppId, ChannelFact, Fact, SessionFact, now_ms};
-use crate::transport::outbound::{Outbound, Reach};
 use crate::wire;
 
 /// Facts that came to nothing and may be read again for nothing.
@@ -35,21 +35,24 @@ const FAREWELL: Duration = Duration::from_secs(3);
 #[derive(Clone)]
 pub(super) struct Parts {
     pub settings: Arc<Settings>,
-    pub endpoints: Arc<Vec<Endpoint>>,
-    /// One for each endpoint.
-    pub outbounds: Vec<Outbound>,
+    pub targets: Arc<Targets>,
     pub apps: Arc<AppRegistry>,
+}
+
+/// What was before.
+pub(super) struct Past {
+    pub settler: Settler,
+    /// What was stated before the process began, and nobody of that time is there; absent where
+    /// others have been there all the time.
+    pub missed: Option<Vec<ChannelFact>>,
 }
 
 pub(super) struct Dispatcher {
     /// Ends when told that no more facts come.
     settling: JoinHandle<()>,
     no_more: CancellationToken,
-    workers: TaskTracker,
-    /// No more attempts are made.
-    stop: CancellationToken,
-    /// Nor are their outcomes written down.
-    give_up: CancellationToken,
+    tasks: TaskTracker,
+    ends: Ends,
     store: Arc<dyn Store>,
 }
 
@@ -61,50 +64,33 @@ pub(super) enum End {
     IsLost,
 }
 
-impl Parts {
-    pub fn new(settings: Settings, apps: Arc<AppRegistry>) -> Result<Self, StartError> {
-        let outbounds = settings.endpoints.iter().map(|endpoint| {
-            let reach = match endpoint.allow_private_networks {
-                true => Reach::Everywhere,
-                false => Reach::Public,
-            };
-            let https = endpoint.url.scheme_str() == Some("https");
-            Outbound::new(reach, https).map_err(StartError::Outbound)
-        });
-        Ok(Self {
-            outbounds: outbounds.collect::<Result<_, _>>()?,
-            endpoints: Arc::new(settings.endpoints.clone()),
-            settings: Arc::new(settings),
-            apps,
-        })
-    }
-
-    /// By app and name.
-    pub fn names(&self) -> Vec<(AppId, String)> {
-        let endpoints = self.endpoints.iter();
-        endpoints
-            .map(|endpoint| (endpoint.app.clone(), endpoint.name.clone()))
-            .collect()
-    }
-}
-
 impl Dispatcher {
-    /// `ids` are those of the endpoints. `missed` was stated before the process began, and nobody
-    /// of that time is there; absent where others have been there all the time.
     pub async fn start(
         parts: Parts,
         store: Arc<dyn Store>,
-        ids: Vec<EndpointId>,
-        settler: Settler,
+        past: Past,
         source: Box<dyn Source>,
-        missed: Option<Vec<ChannelFact>>,
         end: End,
-    ) -> Self {
+    ) -> Result<Self, StoreError> {
         let (grown, news) = watch::channel(());
-        let (no_more, stop) = (CancellationToken::new(), CancellationToken::new());
+        let (no_more, ends, tasks) = (
+            CancellationToken::new(),
+            Ends::default(),
+            TaskTracker::new(),
+        );
+        let changes = parts.targets.changes();
+        let shared = Shared {
+            store: store.clone(),
+            apps: parts.apps,
+            news,
+            stop: ends.stop.clone(),
+            keep_bodies: parts.settings.keep_bodies,
+        };
         let mut settling = Settling {
-            settler,
-            endpoints: parts.endpoints.clone(),
+            settler: past.settler,
+            targets: List::default(),
+            changes: changes.clone(),
+            workers: Workers::new(shared, ends.clone(), tasks.clone()),
             store: store.clone(),
             grown,
             no_more: no_more.clone(),
@@ -112,32 +98,19 @@ impl Dispatcher {
             source,
             end,
         };
-        if let Some(missed) = missed {
+        settling.adopt().await?;
+        if let Some(missed) = past.missed {
             settling.catch_up(missed).await;
         }
-        let (workers, give_up) = (TaskTracker::new(), CancellationToken::new());
-        for ((endpoint, outbound), id) in parts.endpoints.iter().zip(parts.outbounds).zip(ids) {
-            let shared = Shared {
-                store: store.clone(),
-                apps: parts.apps.clone(),
-                news: news.clone(),
-                stop: stop.clone(),
-                keep_bodies: parts.settings.keep_bodies,
-            };
-            let worker = Worker::new(endpoint.clone(), id, outbound, shared);
-            let given_up = give_up.clone();
-            workers.spawn(async move { given_up.run_until_cancelled(worker.run()).await });
-        }
         let bytes_max = parts.settings.store_bytes_max;
-        workers.spawn(tidy(store.clone(), bytes_max, stop.clone()));
-        Self {
+        tasks.spawn(tidy(store.clone(), bytes_max, changes, ends.stop.clone()));
+        Ok(Self {
             settling: tokio::spawn(settling.run()),
             no_more,
-            workers,
-            stop,
-            give_up,
+            tasks,
+            ends,
             store,
-        }
+        })
     }
 
     /// Writes down the facts that are there, and then waits for the requests under way. Where
@@ -167,20 +140,23 @@ impl Dispatcher {
                 );
             }
         }
-        self.workers.close();
-        self.stop.cancel();
+        self.tasks.close();
+        self.ends.stop.cancel();
         let ended_by = Instant::now() + Endpoint::TIMEOUT;
-        if timeout_at(ended_by, self.workers.wait()).await.is_err() {
+        if timeout_at(ended_by, self.tasks.wait()).await.is_err() {
             tracing::warn!("a webhook request did not end in time");
         }
-        self.give_up.cancel();
+        self.ends.give_up.cancel();
     }
 }
 
 /// The one task that turns facts into events.
 struct Settling {
     settler: Settler,
-    endpoints: Arc<Vec<Endpoint>>,
+    /// Whom events are for.
+    targets: List,
+    changes: watch::Receiver<List>,
+    workers: Workers,
     store: Arc<dyn Store>,
     grown: watch::Sender<()>,
     no_more: CancellationToken,
@@ -202,14 +178,23 @@ impl Settling {
                 biased;
                 may_come = self.source.next(&mut batch) => is_ending = !may_come,
                 () = sleep_until(due) => {}
+                Ok(()) = self.changes.changed() => self.changes.mark_changed(),
                 () = self.no_more.cancelled() => is_ending = true,
+            }
+            // What was stated after a change is for those who are there since.
+            while self.changes.has_changed().unwrap_or(false)
+                && let Err(error) = self.adopt().await
+            {
+                tracing::error!(%error, "the webhooks' store does not take new endpoints");
+                self.changes.mark_changed();
+                sleep(STORE_PAUSE).await;
             }
             let now = Instant::now();
             let mut entries = Vec::new();
             for fact in batch.drain(..) {
                 super::log_fact(&fact);
                 match fact {
-                    Fact::Channel(fact) if concerns(&self.endpoints, &fact) => {
+                    Fact::Channel(fact) if concerns(&self.targets, &fact.channel, &fact.kind) => {
                         let settled = self.settler.fact(fact, now);
                         entries.extend(settled.map(|settled| self.entry(settled)));
                     }
@@ -226,11 +211,27 @@ impl Settling {
         }
     }
 
+    /// Goes over to the endpoints that there are now. What is told of whom nobody asks about any
+    /// more is forgotten: an endpoint that comes back hears of what happens then.
+    async fn adopt(&mut self) -> Result<(), StoreError> {
+        let targets = self.changes.borrow_and_update().clone();
+        self.workers.keep(&targets).await;
+        let endpoints = targets.iter().map(|target| &target.endpoint);
+        let names = endpoints.map(|endpoint| (endpoint.app.clone(), endpoint.name.clone()));
+        let ids = self.store.activate(names.collect()).await?;
+        self.workers.start(&targets, ids);
+        let forgotten = (self.settler).forget(|channel, kind| !concerns(&targets, channel, kind));
+        let entries = forgotten.into_iter().map(|settled| self.entry(settled));
+        self.append(entries.collect()).await;
+        self.targets = targets;
+        Ok(())
+    }
+
     /// What was stated before the process ended and is not in the store. Now nobody is there.
     async fn catch_up(&mut self, missed: Vec<ChannelFact>) {
         let now = Instant::now();
         let settled = (missed.into_iter())
-            .filter(|fact| concerns(&self.endpoints, fact))
+            .filter(|fact| concerns(&self.targets, &fact.channel, &fact.kind))
             .filter_map(|fact| self.settler.fact(fact, now));
         let settled: Vec<_> = settled.collect();
         let entries = settled.into_iter().map(|settled| self.entry(settled));
@@ -268,8 +269,9 @@ impl Settling {
     }
 
     fn is_wanted(&self, app: &AppId, name: &str, channel: &str) -> bool {
-        let mut of_app = self.endpoints.iter().filter(|of| of.app == *app);
-        of_app.any(|endpoint| endpoint.wants(name, channel))
+        let endpoints = self.targets.iter().map(|target| &target.endpoint);
+        (endpoints.filter(|endpoint| endpoint.app == *app))
+            .any(|endpoint| endpoint.wants(name, channel))
     }
 
     async fn append(&mut self, entries: Vec<Entry>) {
@@ -285,7 +287,12 @@ impl Settling {
     }
 }
 
-async fn tidy(store: Arc<dyn Store>, bytes_max: usize, stop: CancellationToken) {
+async fn tidy(
+    store: Arc<dyn Store>,
+    bytes_max: usize,
+    targets: watch::Receiver<List>,
+    stop: CancellationToken,
+) {
     let mut interval = interval(TIDY_INTERVAL);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut stopped = pin!(stop.cancelled());
@@ -293,6 +300,9 @@ async fn tidy(store: Arc<dyn Store>, bytes_max: usize, stop: CancellationToken) 
         tokio::select! {
             _ = interval.tick() => {}
             () = &mut stopped => return,
+        }
+        if targets.borrow().is_empty() {
+            continue;
         }
         match store.tidy(bytes_max).await {
             Ok(lost) if lost == Default::default() => {}

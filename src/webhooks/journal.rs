@@ -80,11 +80,16 @@ impl Journal {
         Ok((journal, facts, serial))
     }
 
-    /// To be called in the order in which the store is told.
-    pub fn note(&self, fact: &ChannelFact) {
+    /// To be called in the order in which the store is told. Each fact has a number, also one that
+    /// concerns nobody and is not written down.
+    pub fn note(&self, fact: &ChannelFact, concerns_anybody: bool) {
         let mut open = self.lock();
-        let line = write(open.serial, fact);
+        let serial = open.serial;
         open.serial += 1;
+        if !concerns_anybody {
+            return;
+        }
+        let line = write(serial, fact);
         open.bytes += line.len() as u64;
         let written = open.file.write_all(&line).and_then(|()| {
             if open.bytes < FILE_BYTES_MAX {
@@ -389,12 +394,12 @@ mod tests {
         let scratch = Scratch::new("next");
         let (journal, none, serial) = scratch.open(0);
         assert_eq!((none.len(), serial), (0, 0));
-        facts().iter().for_each(|fact| journal.note(fact));
+        facts().iter().for_each(|fact| journal.note(fact, true));
         let (_, found, serial) = scratch.open(0);
         assert_eq!((found, serial), (facts(), 8));
         let (journal, found, serial) = scratch.open(6);
         assert_eq!((found, serial), (facts()[6..].to_vec(), 8));
-        journal.note(&facts()[0]);
+        journal.note(&facts()[0], true);
         journal.committed(8);
         let (journal, found, serial) = scratch.open(8);
         assert_eq!((found, serial), (facts()[..1].to_vec(), 9));
@@ -433,17 +438,30 @@ mod tests {
     }
 
     #[test]
+    fn what_concerns_nobody_has_a_number_and_no_line() {
+        let scratch = Scratch::new("nobody");
+        let (journal, ..) = scratch.open(0);
+        for (nth, fact) in facts().iter().enumerate() {
+            journal.note(fact, nth == 1 || nth == 4);
+        }
+        let (_, found, serial) = scratch.open(2);
+        assert_eq!((found, serial), (facts()[4..5].to_vec(), 5));
+        let (_, found, serial) = scratch.open(7);
+        assert_eq!((found, serial), (Vec::new(), 7));
+    }
+
+    #[test]
     fn a_torn_line_is_passed_over() {
         let scratch = Scratch::new("torn");
         let (journal, ..) = scratch.open(0);
-        journal.note(&facts()[0]);
+        journal.note(&facts()[0], true);
         let path = journal.lock().path.clone();
         let mut file = OpenOptions::new().append(true).open(path).unwrap();
         let torn = write(1, &facts()[4]);
         file.write_all(&torn[..torn.len() / 2]).unwrap();
         let (journal, found, serial) = scratch.open(0);
         assert_eq!((found.len(), serial), (1, 1));
-        journal.note(&facts()[1]);
+        journal.note(&facts()[1], true);
         assert_eq!(scratch.open(0).1, facts()[..2]);
     }
 
@@ -456,7 +474,7 @@ mod tests {
             *data = "x".repeat(1 << 20).into();
         }
         for _ in 0..10 {
-            journal.note(&fact);
+            journal.note(&fact, true);
         }
         assert_eq!(scratch.files(), 3);
         journal.committed(4);

@@ -7,7 +7,9 @@
 //!
 //! [`journal`] has facts from the moment on at which they are true, [`settle`] makes events of
 //! them, [`store`] keeps them until every endpoint is done with them,
-//! [`deliver`] has the retries, [`queue`] the order. What is under way is in the store before it is
+//! [`deliver`] has the retries, [`queue`] the order. [`targets`] has the endpoints of now, which a new
+//! configuration replaces; each keeps its [worker](workers) as long as it stays as it is. What is
+//! under way is in the store before it is
 //! sent: whatever ends the process, a delivery is repeated with the same bytes and the same id.
 
 mod cluster;
@@ -19,6 +21,8 @@ mod settings;
 mod settle;
 mod source;
 mod store;
+mod targets;
+mod workers;
 
 use std::sync::Arc;
 
@@ -29,17 +33,17 @@ pub use cluster::{Places, lines};
 pub use deliver::ID_HEADER;
 pub use settings::{Endpoint, Settings};
 pub use store::{Archive, Attempt, Delivery, Listed, State, StoreError};
+pub use targets::{Target, Targets};
 
 use crate::apps::AppRegistry;
 use crate::backend::FactSink;
 use crate::model::Fact;
 use crate::transport::outbound::OutboundError;
-use crate::wire;
 use cluster::Cluster;
-use dispatch::{Dispatcher, End, Parts};
+use dispatch::{Dispatcher, End, Parts, Past};
 use journal::Journal;
 use settle::Settler;
-use source::{Queue, concerns};
+use source::Queue;
 use store::{Local, Store};
 
 /// Under which the log has facts.
@@ -48,7 +52,7 @@ pub const FACTS_LOG: &str = "raptor::facts";
 /// Webhooks of a running server.
 pub struct Webhooks {
     form: Form,
-    endpoints: Arc<Vec<Endpoint>>,
+    targets: Arc<Targets>,
     /// There with a directory.
     journal: Option<Arc<Journal>>,
 }
@@ -67,37 +71,32 @@ pub enum StartError {
 }
 
 impl Webhooks {
-    /// Reads `facts` from now on. With no endpoint they are logged and nothing else. `places` is
-    /// there where several nodes are one.
+    /// Reads `facts` from now on. `places` is there where several nodes are one.
     pub async fn start(
         settings: Settings,
+        targets: Arc<Targets>,
         apps: Arc<AppRegistry>,
         facts: mpsc::Receiver<Fact>,
         places: Option<Arc<dyn Places>>,
-    ) -> Result<Option<Self>, StartError> {
-        if settings.endpoints.is_empty() {
-            tokio::spawn(log_facts(facts));
-            return Ok(None);
-        }
+    ) -> Result<Self, StartError> {
+        let parts = Parts {
+            settings: Arc::new(settings),
+            targets: targets.clone(),
+            apps,
+        };
         if let Some(places) = places {
-            let parts = Parts::new(settings, apps)?;
-            let endpoints = parts.endpoints.clone();
-            return Ok(Some(Self {
+            return Ok(Self {
                 form: Form::OfMany(Cluster::start(parts, places, facts)),
-                endpoints,
+                targets,
                 journal: None,
-            }));
+            });
         }
-        let local = Local::open(&settings).map_err(StartError::Store)?;
+        let local = Local::open(&parts.settings).map_err(StartError::Store)?;
         let store: Arc<dyn Store> = Arc::new(local);
-        let dir = settings.dir.clone();
-        let parts = Parts::new(settings, apps)?;
-        let ids = store.activate(parts.names()).await;
-        let ids = ids.map_err(StartError::Store)?;
         let told = store.told().await.map_err(StartError::Store)?;
         let position = store.position().await.map_err(StartError::Store)?;
         let committed = position.first().and_then(|(_, text)| text.parse().ok());
-        let (journal, missed, serial) = match &dir {
+        let (journal, missed, serial) = match &parts.settings.dir {
             Some(dir) => {
                 let journal = Journal::open(dir, committed.unwrap_or_default());
                 let (journal, missed, serial) = journal.map_err(StartError::Journal)?;
@@ -105,27 +104,22 @@ impl Webhooks {
             }
             None => (None, Vec::new(), 0),
         };
-        let endpoints = parts.endpoints.clone();
+        let past = Past {
+            settler: Settler::knowing(told, Instant::now()),
+            missed: Some(missed),
+        };
         let queue = Queue {
             facts,
-            endpoints: endpoints.clone(),
             journal: journal.clone(),
             serial,
         };
-        let dispatcher = Dispatcher::start(
-            parts,
-            store,
-            ids,
-            Settler::knowing(told, Instant::now()),
-            Box::new(queue),
-            Some(missed),
-            end(journal.as_deref()),
-        );
-        Ok(Some(Self {
-            form: Form::Alone(dispatcher.await),
-            endpoints,
+        let end = end(journal.as_deref());
+        let dispatcher = Dispatcher::start(parts, store, past, Box::new(queue), end).await;
+        Ok(Self {
+            form: Form::Alone(dispatcher.map_err(StartError::Store)?),
+            targets,
             journal,
-        }))
+        })
     }
 
     /// The sink with facts written down as they are stated, where there is a directory.
@@ -133,20 +127,13 @@ impl Webhooks {
         match self.journal.clone() {
             None => sink,
             Some(journal) => {
-                let endpoints = self.endpoints.clone();
+                let targets = self.targets.clone();
                 sink.noted_by(move |fact| match fact {
-                    Fact::Channel(fact) if concerns(&endpoints, fact) => journal.note(fact),
-                    _ => {}
+                    Fact::Channel(fact) => journal.note(fact, targets.concerns(fact)),
+                    Fact::Session(_) => {}
                 })
             }
         }
-    }
-
-    /// Whether an endpoint asks for what happens to Bayeux sessions.
-    pub fn want_sessions(&self) -> bool {
-        let (_, names) = wire::webhooks::SESSION_GROUP;
-        let mut events = self.endpoints.iter().flat_map(|endpoint| &endpoint.events);
-        events.any(|event| names.contains(event))
     }
 
     /// To be called when everybody has left.
@@ -165,7 +152,8 @@ fn end(journal: Option<&Journal>) -> End {
     }
 }
 
-async fn log_facts(mut facts: mpsc::Receiver<Fact>) {
+/// All that is done with facts where nobody can want them.
+pub async fn log_facts(mut facts: mpsc::Receiver<Fact>) {
     while let Some(fact) = facts.recv().await {
         log_fact(&fact);
     }

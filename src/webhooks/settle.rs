@@ -69,6 +69,20 @@ enum State {
     Leaving(u64),
 }
 
+impl Settled {
+    fn gone(subject: Subject) -> Self {
+        Self {
+            channel: subject.channel.clone(),
+            kind: match subject.user_id.clone() {
+                Some(user_id) => FactKind::MemberRemoved { user_id },
+                None => FactKind::ChannelVacated,
+            },
+            is_news: true,
+            told: Some((subject, Told::Gone)),
+        }
+    }
+}
+
 impl Settler {
     /// `told` are those whom the application believes present; some have been away for a time.
     pub fn knowing(told: Vec<(Subject, Option<Duration>)>, now: Instant) -> Self {
@@ -142,6 +156,22 @@ impl Settler {
         gone
     }
 
+    /// Of whom nobody asks any more, by the fact that would tell of their arrival.
+    pub fn forget(&mut self, nobody_asks: impl Fn(&ChannelId, &FactKind) -> bool) -> Vec<Settled> {
+        let forgotten = (self.subjects).extract_if(|subject, _| {
+            let arrival = match subject.user_id.clone() {
+                Some(user_id) => FactKind::MemberAdded { user_id },
+                None => FactKind::ChannelOccupied,
+            };
+            nobody_asks(&subject.channel, &arrival)
+        });
+        let gone = |subject: Subject| Settled {
+            is_news: false,
+            ..Settled::gone(subject)
+        };
+        forgotten.map(|(subject, _)| gone(subject)).collect()
+    }
+
     /// When to ask for [`Settler::gone`] next.
     pub fn next_due(&self) -> Option<Instant> {
         self.due.keys().next().map(|(due, _)| *due)
@@ -191,15 +221,7 @@ impl Settler {
             return None;
         }
         self.subjects.remove(&subject);
-        Some(Settled {
-            channel: subject.channel.clone(),
-            kind: match subject.user_id.clone() {
-                Some(user_id) => FactKind::MemberRemoved { user_id },
-                None => FactKind::ChannelVacated,
-            },
-            is_news: true,
-            told: Some((subject, Told::Gone)),
-        })
+        Some(Settled::gone(subject))
     }
 
     fn is_new_miss(&mut self, channel: &ChannelId, now: Instant) -> bool {
@@ -388,6 +410,28 @@ mod tests {
         assert_eq!(setup.state(leaves("a")), None);
         assert_eq!(setup.state(ChannelVacated), None);
         assert_eq!(setup.pass(3_000), ["member_removed", "channel_vacated"]);
+    }
+
+    #[test]
+    fn who_is_forgotten_is_not_told_gone_and_arrives_anew() {
+        let mut setup = setup();
+        setup.state(ChannelOccupied);
+        setup.state(joins("here"));
+        setup.state(joins("away"));
+        setup.state(leaves("away"));
+        let is_member = |_: &ChannelId, kind: &FactKind| matches!(kind, MemberAdded { .. });
+        let mut forgotten = setup.settler.forget(is_member);
+        forgotten.sort_by_key(|settled| format!("{:?}", settled.kind));
+        let forgotten: Vec<_> = (forgotten.into_iter())
+            .map(|settled| (settled.kind, settled.is_news, settled.told.unwrap().1))
+            .collect();
+        let gone = |user_id| (leaves(user_id), false, Told::Gone);
+        assert_eq!(forgotten, [gone("away"), gone("here")]);
+        assert!(setup.pass(3_000).is_empty());
+        assert_eq!(setup.state(leaves("here")), None);
+        assert_eq!(setup.state(joins("here")), Some("member_added"));
+        setup.state(ChannelVacated);
+        assert_eq!(setup.pass(3_000), ["channel_vacated"]);
     }
 
     #[test]

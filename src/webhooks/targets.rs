@@ -1,0 +1,93 @@
+//! Which endpoints there are now. A new configuration replaces them while the server runs.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::StartError;
+use super::settings::Endpoint;
+use crate::backend::FactSink;
+use crate::model::{ChannelFact, ChannelId, FactKind};
+use crate::transport::outbound::{Outbound, Reach};
+use crate::wire;
+
+/// An endpoint and what sends to it.
+#[derive(Clone)]
+pub struct Target {
+    pub(super) endpoint: Endpoint,
+    pub(super) outbound: Outbound,
+}
+
+pub(super) type List = Arc<Vec<Target>>;
+
+pub struct Targets {
+    list: watch::Sender<List>,
+    facts: FactSink,
+    are_facts_logged: bool,
+}
+
+impl Target {
+    /// One for each endpoint.
+    pub fn all(endpoints: &[Endpoint]) -> Result<Vec<Self>, StartError> {
+        let target = |endpoint: &Endpoint| {
+            let reach = match endpoint.allow_private_networks {
+                true => Reach::Everywhere,
+                false => Reach::Public,
+            };
+            let https = endpoint.url.scheme_str() == Some("https");
+            let outbound = Outbound::new(reach, https).map_err(StartError::Outbound)?;
+            let endpoint = endpoint.clone();
+            Ok(Self { endpoint, outbound })
+        };
+        endpoints.iter().map(target).collect()
+    }
+}
+
+impl Targets {
+    /// `facts` states what happens to sessions from now on, if a target asks for it or facts are
+    /// logged.
+    pub fn new(targets: Vec<Target>, facts: FactSink, are_facts_logged: bool) -> Self {
+        let (list, _) = watch::channel(List::default());
+        let of = Self {
+            list,
+            facts,
+            are_facts_logged,
+        };
+        of.replace(targets);
+        of
+    }
+
+    /// What is stated from now on goes to these. Nothing happens to those who stay as they are.
+    pub fn replace(&self, targets: Vec<Target>) {
+        let (_, names) = wire::webhooks::SESSION_GROUP;
+        let mut events = targets.iter().flat_map(|target| &target.endpoint.events);
+        let want_sessions = events.any(|event| names.contains(event));
+        (self.facts).want_sessions(self.are_facts_logged || want_sessions);
+        self.list.send_if_modified(|list| {
+            let before = list.iter().map(|target| &target.endpoint);
+            let is_new = !before.eq(targets.iter().map(|target| &target.endpoint));
+            if is_new {
+                *list = Arc::new(targets);
+            }
+            is_new
+        });
+    }
+
+    /// What is there now is a change too.
+    pub(super) fn changes(&self) -> watch::Receiver<List> {
+        let mut changes = self.list.subscribe();
+        changes.mark_changed();
+        changes
+    }
+
+    /// Whether anybody wants to know.
+    pub(super) fn concerns(&self, fact: &ChannelFact) -> bool {
+        concerns(&self.list.borrow(), &fact.channel, &fact.kind)
+    }
+}
+
+pub(super) fn concerns(targets: &[Target], channel: &ChannelId, kind: &FactKind) -> bool {
+    let endpoints = targets.iter().map(|target| &target.endpoint);
+    (endpoints.filter(|endpoint| endpoint.app == channel.app))
+        .any(|endpoint| endpoint.concerns(&channel.name, kind))
+}
