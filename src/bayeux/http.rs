@@ -139,7 +139,7 @@ async fn answer(
         Method::GET => callback_polling(&request).await,
         Method::POST => {
             let bytes_max = request.site.settings.limits.request_bytes_max;
-            match read_body(body, bytes_max).await {
+            match read_body(headers, body, bytes_max).await {
                 Ok(body) => long_polling(&request, body).await,
                 Err(BodyError::TooLarge) => {
                     text(StatusCode::PAYLOAD_TOO_LARGE, "Request body too large")

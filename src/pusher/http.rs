@@ -187,7 +187,7 @@ async fn respond(
     let mut visit = None;
     if let Some((session_id, asks)) = target.session(method) {
         if asks == Asks::Sends {
-            read = read_body(body, request.fallback.body_bytes_max()).await;
+            read = read_body(&request.headers, body, request.fallback.body_bytes_max()).await;
         }
         let mut tries = Tries::default();
         let found = loop {

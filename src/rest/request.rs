@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use warp::http::Method;
+use warp::http::{HeaderMap, Method};
 use warp::path::FullPath;
 use warp::{Filter, Rejection};
 
@@ -62,23 +62,26 @@ pub fn request(
         .and(warp::path::full())
         .and(query)
         .and(warp::ext::optional::<Peer>())
+        .and(warp::header::headers_cloned())
         .and(warp::body::stream())
-        .then(move |method, path, query, peer: Option<Peer>, body| {
-            let front = front.clone();
-            async move {
-                let body = read_body(body, front.request_body_bytes_max).await;
-                Request {
-                    front,
-                    clock,
-                    methods,
-                    method,
-                    path,
-                    query,
-                    body: body.map_err(ApiError::from),
-                    peer,
+        .then(
+            move |method, path, query, peer: Option<Peer>, headers: HeaderMap, body| {
+                let front = front.clone();
+                async move {
+                    let body = read_body(&headers, body, front.request_body_bytes_max).await;
+                    Request {
+                        front,
+                        clock,
+                        methods,
+                        method,
+                        path,
+                        query,
+                        body: body.map_err(ApiError::from),
+                        peer,
+                    }
                 }
-            }
-        })
+            },
+        )
 }
 
 impl Request {
@@ -377,7 +380,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_body_without_end_is_not_received_for_ever() {
         let api = Api::new();
         let target = APP.target("POST", "/events", "", EVENT);

@@ -7,8 +7,9 @@ use std::time::Duration;
 use bytes::{Buf, BufMut};
 use futures_util::{Stream, StreamExt};
 use tokio::task::yield_now;
-use warp::http::StatusCode;
-use warp::http::header::{CONTENT_TYPE, HeaderValue};
+use tokio::time::{sleep, timeout};
+use warp::http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use warp::http::{HeaderMap, StatusCode};
 use warp::reply::Response;
 
 use crate::metrics::{CUT_OFFS, CutOff};
@@ -20,7 +21,10 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 const DROPPED_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// After so much of a body that is there already others have their turn.
-const BYTES_BEFORE_YIELD: usize = 64 * 1024;
+const BYTES_AT_ONCE: usize = 64 * 1024;
+/// And one that is too large waits: nobody gains by receiving fast what is only dropped. The most
+/// that is dropped takes about two seconds, so that a body without end does not hold its connection.
+const DROP_PAUSE: Duration = Duration::from_millis(8);
 
 /// Does the work to its end, even if whoever asked for it goes away meanwhile and the request is
 /// dropped. `None` if that is not possible.
@@ -60,12 +64,17 @@ pub enum BodyError {
     CutOff,
 }
 
-/// Keeps no more than `bytes_max` at any moment.
+/// Keeps no more than `bytes_max` at any moment, and nothing of a body whose `headers` announce
+/// more.
 pub async fn read_body(
+    headers: &HeaderMap,
     chunks: impl Stream<Item = Result<impl Buf, warp::Error>>,
     bytes_max: usize,
 ) -> Result<Vec<u8>, BodyError> {
-    let read = tokio::time::timeout(BODY_TIMEOUT, read(chunks, bytes_max));
+    let announced = headers.get(CONTENT_LENGTH);
+    let announced = announced.and_then(|bytes| bytes.to_str().ok()?.parse::<u64>().ok());
+    let is_too_large = announced.is_some_and(|bytes| bytes > bytes_max as u64);
+    let read = timeout(BODY_TIMEOUT, read(chunks, bytes_max, is_too_large));
     let body = read.await.unwrap_or(Err(BodyError::TooSlow));
     match body {
         Err(BodyError::TooLarge) => CUT_OFFS.count(CutOff::BodyTooLarge),
@@ -78,6 +87,7 @@ pub async fn read_body(
 async fn read(
     chunks: impl Stream<Item = Result<impl Buf, warp::Error>>,
     bytes_max: usize,
+    mut is_too_large: bool,
 ) -> Result<Vec<u8>, BodyError> {
     let mut chunks = pin!(chunks);
     let mut body = Vec::new();
@@ -85,21 +95,24 @@ async fn read(
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|_| BodyError::CutOff)?;
         received += chunk.remaining();
-        if received <= bytes_max {
-            body.put(chunk);
-        } else if received - bytes_max > DROPPED_BYTES_MAX {
-            break;
-        } else {
-            body = Vec::new();
+        is_too_large |= received > bytes_max;
+        match is_too_large {
+            false => body.put(chunk),
+            true if received > bytes_max.saturating_add(DROPPED_BYTES_MAX) => break,
+            true => body = Vec::new(),
         }
-        if received - paused_at >= BYTES_BEFORE_YIELD {
+        if received - paused_at >= BYTES_AT_ONCE {
             paused_at = received;
-            yield_now().await;
+            match is_too_large {
+                false => yield_now().await,
+                true => sleep(DROP_PAUSE).await,
+            }
         }
     }
-    (received <= bytes_max)
-        .then_some(body)
-        .ok_or(BodyError::TooLarge)
+    match is_too_large {
+        false => Ok(body),
+        true => Err(BodyError::TooLarge),
+    }
 }
 
 #[cfg(test)]
@@ -113,7 +126,8 @@ mod tests {
         const CHUNKS: usize = 64;
         let chunk = || Ok(Bytes::from_static(&[b'x'; 16 * 1024]));
         let chunks = stream::iter((0..CHUNKS).map(move |_| chunk()));
-        let reading = tokio::spawn(read_body(chunks, usize::MAX));
+        let reading =
+            tokio::spawn(async move { read_body(&HeaderMap::new(), chunks, usize::MAX).await });
         let mut turns = 0;
         while !reading.is_finished() {
             turns += 1;
@@ -121,5 +135,31 @@ mod tests {
         }
         assert_eq!(reading.await.unwrap().unwrap().len(), CHUNKS * 16 * 1024);
         assert!(turns > CHUNKS / 8, "{turns} turns");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_is_too_large_is_dropped_slowly_from_its_first_byte_on() {
+        const BYTES: usize = 1 << 20;
+        const BYTES_MAX: usize = BYTES - 1;
+        let chunks = || stream::iter((0..64).map(|_| Ok(Bytes::from_static(&[b'x'; 16 * 1024]))));
+        let mut announcing = HeaderMap::new();
+        announcing.insert(CONTENT_LENGTH, HeaderValue::from(BYTES));
+        for (headers, pauses) in [(announcing, BYTES / BYTES_AT_ONCE), (HeaderMap::new(), 1)] {
+            let begin = tokio::time::Instant::now();
+            let body = read_body(&headers, chunks(), BYTES_MAX).await;
+            assert_eq!(body, Err(BodyError::TooLarge));
+            assert_eq!(begin.elapsed(), DROP_PAUSE * pauses as u32);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_without_end_is_given_up_after_few_seconds() {
+        let endless = stream::repeat_with(|| Ok(Bytes::from_static(&[b'x'; 16 * 1024])));
+        let begin = tokio::time::Instant::now();
+        let body = read_body(&HeaderMap::new(), endless, 0).await;
+        assert_eq!(body, Err(BodyError::TooLarge));
+        let pauses = DROPPED_BYTES_MAX / BYTES_AT_ONCE;
+        assert_eq!(begin.elapsed(), DROP_PAUSE * pauses as u32);
+        assert!(begin.elapsed() < Duration::from_secs(3));
     }
 }
