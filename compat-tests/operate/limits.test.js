@@ -9,6 +9,8 @@ import { Api, send, signedTarget } from '../rest/api.js';
 import { APP, Peer, appNamed, stillServes } from '../raw/peer.js';
 import { sample, startObserved } from './metrics.js';
 
+/** The server has noticed silence, pinged and given up by then, with time to spare. */
+const GIVEN_UP_MS = 7_000;
 const crowded = [4100, 'Too many connections from this address'];
 const from = (address) => ({ headers: { 'X-Forwarded-For': address } });
 
@@ -103,4 +105,18 @@ test('an answer that nobody takes is given up', async () => {
   await until(async () => (await sample(raptor, 'raptor_cut_offs_total{cause="write_timeout"}')) === 1, 'the peer is cut off', 15_000);
   socket.destroy();
   await stillServes(raptor, api);
+});
+
+test('a full app, a proof that does not come and a ping without an answer each have their counter', async () => {
+  const full = appNamed('full', { limits: { connections_max: 1 } });
+  const guarded = appNamed('guarded', { authorized_connections: true, authorized_connections_timeout_secs: 1 });
+  const raptor = await startObserved({ config: { apps: [APP, full, guarded], activity_timeout_secs: 1, pong_timeout_secs: 1 } });
+  const cutOffs = (cause) => sample(raptor, `raptor_cut_offs_total{cause="${cause}"}`);
+  await Peer.connect(raptor, { app: full });
+  await (await Peer.open(raptor, { app: full })).isClosed(4004, 'Application is over connection quota');
+  await (await Peer.connect(raptor, { app: guarded })).isClosed(4009, 'Connection not authorized within timeout');
+  const silent = await Peer.connect(raptor, { answerPings: false });
+  assert.equal((await silent.socket.next(GIVEN_UP_MS)).type, 'ping');
+  await silent.isClosed(4201, 'Pong reply not received');
+  for (const cause of ['app_connections', 'not_authorized', 'no_pong']) assert.equal(await cutOffs(cause), 1, cause);
 });

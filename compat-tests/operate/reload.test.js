@@ -155,6 +155,8 @@ test('the audit log tells who did what, and never what they said', async () => {
   const moved = `${file}.1`;
   renameSync(file, moved);
   await server.reload(TAKEN);
+  server.write('apps = [');
+  await server.reload(REFUSED);
   await server.stop();
 
   const lines = [moved, file].flatMap((name) => readFileSync(name, 'utf8').trimEnd().split('\n')).map((line) => JSON.parse(line));
@@ -169,6 +171,7 @@ test('the audit log tells who did what, and never what they said', async () => {
     { action: 'refuse', app, key, address: '127.0.0.1', why: 'signature' },
     { action: 'terminate', app, key, address: '127.0.0.1', user: 'ada' },
     { action: 'reload' },
+    { action: 'reload_refused' },
     { action: 'stop' },
   ]);
   assert.doesNotMatch(readFileSync(moved, 'utf8'), /payload/);

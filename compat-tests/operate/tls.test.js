@@ -1,7 +1,7 @@
 // TLS beside plain connections, and a certificate that is changed while they are open.
 
 import assert from 'node:assert/strict';
-import { copyFileSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer, connect as connectPlain } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -15,11 +15,14 @@ import { toToml } from '../support/toml.js';
 import { Api } from '../rest/api.js';
 import { APP, Peer, appNamed } from '../raw/peer.js';
 import { makeCertificate } from './certificates.js';
+import { sample, startObserved } from './metrics.js';
 
 const directory = mkdtempSync(join(tmpdir(), 'raptor-tls-'));
 atEnd(() => rmSync(directory, { recursive: true, force: true }));
 const file = (name) => join(directory, name);
 const SWAPS = 20;
+const HALF_OPEN = 1_000;
+const CLIENT_HELLO_BEGINS = Buffer.from([22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3]);
 const CONNECTIONS = Number(process.env.RAPTOR_CONNECTIONS ?? 50);
 
 function use(name) {
@@ -33,7 +36,7 @@ const large = appNamed('large', { limits: { event_data_bytes_max: 300_000 } });
 const secure = appNamed('secure', { force_tls: true });
 const tls = { listen: '127.0.0.1:0', certificate: file('chain.pem'), key: file('key.pem') };
 const configFile = file('raptor.toml');
-writeFileSync(configFile, toToml({ listen: '127.0.0.1:0', apps: [APP, large, secure], tls }));
+writeFileSync(configFile, toToml({ listen: '127.0.0.1:0', apps: [APP, large, secure], tls, log: { audit: file('audit.jsonl') } }));
 const raptor = await startRaptor({ config: null, args: ['--config', configFile] });
 await until(() => /TLS is on https:\/\/[\d.]+:(\d+)/.test(raptor.stdout()), 'the address for TLS');
 const tlsPort = Number(/TLS is on https:\/\/[\d.]+:(\d+)/.exec(raptor.stdout())[1]);
@@ -141,6 +144,28 @@ test('a certificate that cannot be used changes nothing', async () => {
   const { code, stderr } = await runRaptor([], { config: { listen: '127.0.0.1:0', apps: [APP], tls } });
   assert.equal(code, 1);
   assert.match(stderr, /raptor\.toml:\d+: .*key\.pem holds no private key\n {4}a key begins with/);
+});
+
+test('the audit log tells of new certificates, and of those that were refused', async () => {
+  const actions = () => readFileSync(file('audit.jsonl'), 'utf8').trimEnd().split('\n').map((line) => JSON.parse(line).action);
+  for (const action of ['certificate', 'certificate_refused']) assert.ok(actions().includes(action), `${action} in ${new Set(actions()).size} kinds`);
+});
+
+test('a handshake that begins and does not go on is cut off in time and counted, a thousand of them at once too', async () => {
+  const server = await startObserved({ config: { apps: [APP], handshake_timeout_secs: 2, tls: { ...tls, certificate: file('b.pem'), key: file('b.key') } } });
+  const [, port] = await until(async () => /TLS is on https:\/\/[\d.]+:(\d+)/.exec(server.stdout()), 'the address for TLS');
+  const begin = Date.now();
+  const closed = Array.from({ length: HALF_OPEN }, () => new Promise((resolve) => {
+    const socket = connectPlain(port, '127.0.0.1');
+    atEnd(() => socket.destroy());
+    socket.on('error', () => {}).on('close', resolve).resume();
+    socket.write(CLIENT_HELLO_BEGINS);
+  }));
+  const peer = await Peer.connect(server);
+  await Promise.all(closed);
+  assert.ok(Date.now() - begin >= 1_900, 'each had its time');
+  assert.equal(await sample(server, 'raptor_cut_offs_total{cause="head_timeout"}'), HALF_OPEN);
+  await peer.isAlive();
 });
 
 test('bytes that are no TLS end their connection and nothing else', async () => {
