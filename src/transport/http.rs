@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut};
 use futures_util::{Stream, StreamExt};
+use tokio::sync::Semaphore;
 use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 use warp::http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
@@ -16,8 +17,7 @@ use crate::metrics::{CUT_OFFS, CutOff};
 
 /// A body has to be there within this time.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// How much of a body that is too large is received and dropped, so that a peer that first writes
-/// all and then reads gets its answer.
+/// How much of a body that is too large is received and dropped.
 const DROPPED_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// After so much of a body that is there already others have their turn.
@@ -25,6 +25,9 @@ const BYTES_AT_ONCE: usize = 64 * 1024;
 /// And one that is too large waits: nobody gains by receiving fast what is only dropped. The most
 /// that is dropped takes about two seconds, so that a body without end does not hold its connection.
 const DROP_PAUSE: Duration = Duration::from_millis(8);
+/// Bodies that are dropped at the same time, so about 64 MiB each second of the whole server. Who
+/// sends one more may find its connection closed before it reads the answer.
+static DROPS: Semaphore = Semaphore::const_new(8);
 
 /// Does the work to its end, even if whoever asked for it goes away meanwhile and the request is
 /// dropped. `None` if that is not possible.
@@ -74,7 +77,8 @@ pub async fn read_body(
     let announced = headers.get(CONTENT_LENGTH);
     let announced = announced.and_then(|bytes| bytes.to_str().ok()?.parse::<u64>().ok());
     let is_too_large = announced.is_some_and(|bytes| bytes > bytes_max as u64);
-    let read = timeout(BODY_TIMEOUT, read(chunks, bytes_max, is_too_large));
+    let bytes_max = if is_too_large { 0 } else { bytes_max };
+    let read = timeout(BODY_TIMEOUT, read(chunks, bytes_max));
     let body = read.await.unwrap_or(Err(BodyError::TooSlow));
     match body {
         Err(BodyError::TooLarge) => CUT_OFFS.count(CutOff::BodyTooLarge),
@@ -87,32 +91,46 @@ pub async fn read_body(
 async fn read(
     chunks: impl Stream<Item = Result<impl Buf, warp::Error>>,
     bytes_max: usize,
-    mut is_too_large: bool,
 ) -> Result<Vec<u8>, BodyError> {
     let mut chunks = pin!(chunks);
-    let mut body = Vec::new();
-    let (mut received, mut paused_at) = (0_usize, 0);
+    let (mut body, mut paused_at) = (Vec::new(), 0);
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|_| BodyError::CutOff)?;
-        received += chunk.remaining();
-        is_too_large |= received > bytes_max;
-        match is_too_large {
-            false => body.put(chunk),
-            true if received > bytes_max.saturating_add(DROPPED_BYTES_MAX) => break,
-            true => body = Vec::new(),
+        if body.len() + chunk.remaining() > bytes_max {
+            drop(body);
+            return Err(drop_rest(chunks).await);
         }
-        if received - paused_at >= BYTES_AT_ONCE {
-            paused_at = received;
-            match is_too_large {
-                false => yield_now().await,
-                true => sleep(DROP_PAUSE).await,
-            }
+        body.put(chunk);
+        if body.len() - paused_at >= BYTES_AT_ONCE {
+            paused_at = body.len();
+            yield_now().await;
         }
     }
-    match is_too_large {
-        false => Ok(body),
-        true => Err(BodyError::TooLarge),
+    Ok(body)
+}
+
+/// Of a body that is too large, so that a peer that first writes all and then reads gets its answer.
+async fn drop_rest(
+    mut chunks: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
+) -> BodyError {
+    let Ok(_permit) = DROPS.try_acquire() else {
+        return BodyError::TooLarge;
+    };
+    let (mut dropped, mut paused_at) = (0, 0);
+    while let Some(chunk) = chunks.next().await {
+        let Ok(chunk) = chunk else {
+            return BodyError::CutOff;
+        };
+        dropped += chunk.remaining();
+        if dropped > DROPPED_BYTES_MAX {
+            break;
+        }
+        if dropped - paused_at >= BYTES_AT_ONCE {
+            paused_at = dropped;
+            sleep(DROP_PAUSE).await;
+        }
     }
+    BodyError::TooLarge
 }
 
 #[cfg(test)]
@@ -138,16 +156,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_is_too_large_is_dropped_slowly_from_its_first_byte_on() {
-        const BYTES: usize = 1 << 20;
-        const BYTES_MAX: usize = BYTES - 1;
-        let chunks = || stream::iter((0..64).map(|_| Ok(Bytes::from_static(&[b'x'; 16 * 1024]))));
+    async fn what_is_too_much_is_dropped_slowly_and_all_of_a_body_that_says_so() {
+        const CHUNK: usize = 16 * 1024;
+        let chunks = || stream::iter((0..65).map(|_| Ok(Bytes::from_static(&[b'x'; CHUNK]))));
         let mut announcing = HeaderMap::new();
-        announcing.insert(CONTENT_LENGTH, HeaderValue::from(BYTES));
-        for (headers, pauses) in [(announcing, BYTES / BYTES_AT_ONCE), (HeaderMap::new(), 1)] {
+        announcing.insert(CONTENT_LENGTH, HeaderValue::from(65 * CHUNK));
+        for (headers, dropped) in [(announcing, 64), (HeaderMap::new(), 32)] {
             let begin = tokio::time::Instant::now();
-            let body = read_body(&headers, chunks(), BYTES_MAX).await;
+            let body = read_body(&headers, chunks(), 32 * CHUNK).await;
             assert_eq!(body, Err(BodyError::TooLarge));
+            let pauses = dropped * CHUNK / BYTES_AT_ONCE;
             assert_eq!(begin.elapsed(), DROP_PAUSE * pauses as u32);
         }
     }
