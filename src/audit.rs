@@ -4,10 +4,16 @@
 //! where `audit_log` says; without it they cost a comparison.
 
 use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::model::{AppId, SocketId};
+use crate::model::{AppId, SocketId, now_ms};
 
 pub const TARGET: &str = "raptor::audit";
+
+/// Of a key that was made up by a peer.
+const KEY_CHARS_MAX: usize = 64;
+/// How many of those who are not let in are listed.
+const STRANGERS_PER_SEC_MAX: u32 = 100;
 
 /// A request of an application that was accepted, or why it was not.
 pub struct Caller<'c> {
@@ -78,13 +84,90 @@ pub fn signed_in(app: &AppId, socket_id: SocketId, user: &str) {
     tracing::info!(target: TARGET, action = "sign_in", app, %socket_id, user);
 }
 
-/// A signature for a private channel or a sign-in was wrong.
-pub fn signature_refused(app: &AppId, socket_id: SocketId, key: &str) {
+/// A signature for a private channel or a sign-in was wrong, or its key.
+pub fn signature_refused(app: &AppId, socket_id: SocketId, key: &str, why: &str) {
     let app = app.as_str();
-    tracing::info!(target: TARGET, action = "refuse", app, %socket_id, key, why = "signature");
+    tracing::info!(target: TARGET, action = "refuse", app, %socket_id, key, why);
+}
+
+/// Somebody wanted to be a client of the app with this key, over any transport.
+pub fn connection_refused(key: &str, address: IpAddr, why: &str) {
+    if STRANGERS.may_be_written() {
+        let key: String = key.chars().take(KEY_CHARS_MAX).collect();
+        tracing::info!(target: TARGET, action = "refuse", key, %address, why);
+    }
+}
+
+/// A Bayeux client that has yet to say who it is.
+pub fn request_refused(app: &AppId, address: IpAddr, why: &str) {
+    if STRANGERS.may_be_written() {
+        let app = app.as_str();
+        tracing::info!(target: TARGET, action = "refuse", app, %address, why);
+    }
+}
+
+/// This address has as many connections as it may have.
+pub fn address_refused(address: IpAddr, why: &str) {
+    if STRANGERS.may_be_written() {
+        tracing::info!(target: TARGET, action = "refuse", %address, why);
+    }
 }
 
 /// The server started, stopped, took a new configuration or refused one.
 pub fn server(action: &'static str) {
+    STRANGERS.write_rest();
     tracing::info!(target: TARGET, action);
+}
+
+/// Bounds the lines about those who are not let in: they can come as often as they like, and would
+/// fill the disk.
+struct Strangers(Mutex<Written>);
+
+struct Written {
+    /// Since 1970.
+    sec: u64,
+    lines: u32,
+    left_out: u64,
+}
+
+static STRANGERS: Strangers = Strangers(Mutex::new(Written {
+    sec: 0,
+    lines: 0,
+    left_out: 0,
+}));
+
+impl Strangers {
+    fn may_be_written(&self) -> bool {
+        if !tracing::enabled!(target: TARGET, tracing::Level::INFO) {
+            return false;
+        }
+        let sec = now_ms() / 1_000;
+        let mut written = self.lock();
+        if written.sec != sec {
+            write_rest(&mut written);
+            (written.sec, written.lines) = (sec, 0);
+        }
+        let has_room = written.lines < STRANGERS_PER_SEC_MAX;
+        match has_room {
+            true => written.lines += 1,
+            false => written.left_out += 1,
+        }
+        has_room
+    }
+
+    fn write_rest(&self) {
+        write_rest(&mut self.lock());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Written> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn write_rest(written: &mut Written) {
+    let times = std::mem::take(&mut written.left_out);
+    if times > 0 {
+        let why = "more than are listed";
+        tracing::info!(target: TARGET, action = "refuse", why, times);
+    }
 }

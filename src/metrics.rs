@@ -107,6 +107,15 @@ causes! {
         /// Its bytes are no frames of a WebSocket.
         ProtocolError = "protocol_error",
         NotAuthorized = "not_authorized",
+        /// Its app does not exist, or is disabled.
+        UnknownApp = "unknown_app",
+        AppDisabled = "app_disabled",
+        /// It is a page of somebody who is not allowed.
+        Origin = "origin",
+        /// Its app wants TLS.
+        NotOverTls = "not_over_tls",
+        /// There are as many sessions over HTTP as there may be.
+        HttpSessions = "http_sessions",
         /// The app has as many connections as it may have.
         AppConnections = "app_connections",
         /// So has the address.

@@ -76,7 +76,7 @@ test('three nodes are restarted one after the other, no session is lost, and eve
   for (const [n, node] of proxy.nodes.entries()) {
     clients.forEach((client) => { client.left = null; });
     const begin = Date.now();
-    const stopped = node.stop();
+    const stopped = node.stop('SIGTERM', SPREAD_SECS * 1000 + 20_000);
     await sleep(SPREAD_SECS * 1000 + 500);
     const took = told.filter(({ left }) => left !== null).map(({ left }) => left - begin).sort((a, b) => a - b);
     assert.deepEqual(await stopped, { code: 0, signal: null });

@@ -33,7 +33,7 @@ export const TEST_APP = Object.freeze(JSON.parse(readFileSync(new URL('./test-ap
  * @property {number} pid
  * @property {() => string} stdout what it wrote so far
  * @property {() => string} stderr
- * @property {(signal?: string) => Promise<{code: number|null, signal: string|null}>} stop sends SIGTERM unless told otherwise, then waits for the end
+ * @property {(signal?: string, withinMs?: number) => Promise<{code: number|null, signal: string|null}>} stop sends SIGTERM unless told otherwise, then waits for the end, and kills it if that takes too long
  * @property {(signal?: string) => Promise<Raptor>} restart stops it and starts the same configuration on the same port
  */
 export async function startRaptor({ config = {}, args = [], env = {}, at = [] } = {}) {
@@ -97,9 +97,9 @@ function launch({ config, args, env }) {
     );
   });
 
-  async function stop(signal = 'SIGTERM') {
+  async function stop(signal = 'SIGTERM', withinMs = STOP_TIMEOUT_MS) {
     child.kill(signal);
-    const timer = setTimeout(() => child.kill('SIGKILL'), STOP_TIMEOUT_MS);
+    const timer = setTimeout(() => child.kill('SIGKILL'), withinMs);
     const end = await ended;
     clearTimeout(timer);
     return end;

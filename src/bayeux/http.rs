@@ -26,6 +26,8 @@ use super::exchange::{Answers, Sender};
 use super::moving::HOUSE;
 use super::site::{Front, Site};
 use super::{event_source, files, websocket};
+use crate::audit;
+use crate::metrics::{CUT_OFFS, CutOff};
 use crate::peers::{Elsewhere, PassedOn, Relayed, Tries, misdirected, unavailable};
 use crate::transport::http::{BodyError, read_body, text, to_the_end};
 use crate::transport::peer::Peer;
@@ -205,10 +207,15 @@ impl Request {
         let app = self.site.app()?;
         let origin = self.headers.get(ORIGIN);
         let origin = origin.map(|origin| origin.to_str().unwrap_or_default());
+        let refused = |why| audit::request_refused(&app.id, self.peer.address, why);
         if !app.allows_origin(origin) {
+            CUT_OFFS.count(CutOff::Origin);
+            refused("Origin not allowed");
             return Some(text(StatusCode::FORBIDDEN, "Origin not allowed"));
         }
         if app.features.force_tls && !self.peer.secure {
+            CUT_OFFS.count(CutOff::NotOverTls);
+            refused("not over TLS");
             return Some(text(
                 StatusCode::FORBIDDEN,
                 "Only secure connections are allowed",

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::encoding::Pusher;
 use super::refusal::Refusal;
-use super::{Front, close};
+use super::{Front, close, handshake};
 use crate::apps::App;
 use crate::audit;
 use crate::auth::{self, split_auth};
@@ -275,12 +275,14 @@ impl Connection {
         let (key, signature) = split_auth(auth);
         let Some(app_key) = self.app.key(key) else {
             let key = abridged(key);
+            REFUSALS.count(Limit::Signature);
+            audit::signature_refused(&self.app.id, self.socket_id, &key, "unknown key");
             let message = format!("Invalid key in subscription auth data: '{key}'");
             return Err(Refusal::not_authorised(message));
         };
         if !app_key.secret.verify(signed.as_bytes(), signature) {
             REFUSALS.count(Limit::Signature);
-            audit::signature_refused(&self.app.id, self.socket_id, key);
+            audit::signature_refused(&self.app.id, self.socket_id, key, "signature");
             let signature = abridged(signature);
             let message = format!(
                 "Invalid signature: Expected HMAC SHA256 hex digest of {signed}, but got {signature}"
@@ -515,6 +517,13 @@ impl Conversation for Connection {
 
     fn on_deadline(&mut self) -> Result<(), Close> {
         CUT_OFFS.count(CutOff::NotAuthorized);
+        let client = audit::Client {
+            app: &self.app.id,
+            socket_id: Some(self.socket_id),
+            address: None,
+        };
+        let (_, why) = close::NOT_AUTHORIZED_IN_TIME;
+        client.refused("", why);
         Err(close::close(close::NOT_AUTHORIZED_IN_TIME))
     }
 
@@ -550,12 +559,7 @@ impl Drop for Connection {
 
 /// The app as it is configured now: keys are rotated under open connections.
 fn current(front: &Front, app: &App) -> Result<Arc<App>, Close> {
-    let app = front.apps.by_id(app.id.as_str());
-    let app = app.ok_or(close::close(close::UNKNOWN_APP))?;
-    match app.enabled {
-        true => Ok(app),
-        false => Err(close::close(close::APP_DISABLED)),
-    }
+    handshake::enabled(front.apps.by_id(app.id.as_str()))
 }
 
 /// Connections that have yet to be authorized are not counted (`pusher.md` 1.8).

@@ -7,6 +7,7 @@ use warp::http::header::HeaderValue;
 use super::Front;
 use super::close::{self, close};
 use crate::apps::App;
+use crate::metrics::{CUT_OFFS, CutOff};
 use crate::transport::peer::Peer;
 use crate::transport::websocket::Close;
 
@@ -21,17 +22,30 @@ pub fn check(
     origin: Option<&HeaderValue>,
     peer: Peer,
 ) -> Result<Arc<App>, Close> {
-    let app = front.apps.by_key(key).ok_or(close(close::UNKNOWN_APP))?;
-    if !app.enabled {
-        return Err(close(close::APP_DISABLED));
-    }
+    let app = front.apps.by_key(key);
+    let app = enabled(app)?;
     if app.features.force_tls && !peer.secure {
+        CUT_OFFS.count(CutOff::NotOverTls);
         return Err(close(close::NOT_OVER_TLS));
     }
     check_protocol(query, front.assume_protocol)?;
     let origin = origin.map(|o| o.to_str().unwrap_or_default());
     if !app.allows_origin(origin) {
+        CUT_OFFS.count(CutOff::Origin);
         return Err(close(close::ORIGIN_NOT_ALLOWED));
+    }
+    Ok(app)
+}
+
+/// Only an app that is there and enabled has connections.
+pub fn enabled(app: Option<Arc<App>>) -> Result<Arc<App>, Close> {
+    let Some(app) = app else {
+        CUT_OFFS.count(CutOff::UnknownApp);
+        return Err(close(close::UNKNOWN_APP));
+    };
+    if !app.enabled {
+        CUT_OFFS.count(CutOff::AppDisabled);
+        return Err(close(close::APP_DISABLED));
     }
     Ok(app)
 }

@@ -23,7 +23,7 @@ use super::sockjs::{self, Visitor};
 use super::stats::Stats;
 use super::{Front, close};
 use crate::hub::{Frame, Outbox};
-use crate::metrics::Page;
+use crate::metrics::{CUT_OFFS, CutOff, Page};
 use crate::peers::{Elsewhere, Peers, Search};
 use crate::transport::session::{
     Carrier, Earlier, Parted, Session, Sessions, TooManySessions, Vehicle, Visit,
@@ -210,7 +210,10 @@ impl Fallback {
         });
         found.map_err(|turned| match turned {
             Turned::Away(close) => close,
-            Turned::NoRoom => close::close(close::TOO_MANY_SESSIONS),
+            Turned::NoRoom => {
+                CUT_OFFS.count(CutOff::HttpSessions);
+                close::close(close::TOO_MANY_SESSIONS)
+            }
         })
     }
 

@@ -32,11 +32,25 @@ pub fn app_path(
     let key = percent_decode(key);
     let checked = handshake::check(&front, &key, query, headers.get(ORIGIN), peer);
     upgrade(front, headers, on_upgrade, move |front, outbox| {
-        let connection = Connection::open(front, checked?, outbox, &WEBSOCKET)?;
-        let (app, socket_id) = connection.id();
-        audit::connected(app, socket_id, peer.address);
-        Ok(connection)
+        let opened = checked.and_then(|app| Connection::open(front, app, outbox, &WEBSOCKET));
+        audited(&key, peer, opened)
     })
+}
+
+/// Writes down who came, or who was turned away and why.
+pub fn audited(
+    key: &str,
+    peer: Peer,
+    opened: Result<Connection, Close>,
+) -> Result<Connection, Close> {
+    match &opened {
+        Ok(connection) => {
+            let (app, socket_id) = connection.id();
+            audit::connected(app, socket_id, peer.address);
+        }
+        Err(close) => audit::connection_refused(key, peer.address, &close.reason),
+    }
+    opened
 }
 
 /// Every path that is nobody's.

@@ -14,7 +14,7 @@ use super::handshake;
 use super::http::{Body, Request, receiving, with_receiving_headers};
 use super::sessions::{ClientSession, Fallback, Receiving, Talk};
 use super::stream::{Answer, farewell, superseded};
-use crate::audit;
+use super::websocket::audited;
 use crate::auth::percent_decode;
 use crate::hub::Outbox;
 use crate::transport::http::BodyError;
@@ -57,11 +57,11 @@ pub fn connect(
     peer: Peer,
     outbox: &Arc<Outbox>,
 ) -> Result<Connection, Close> {
-    let app = handshake::check(front, key, query, origin, peer)?;
-    let connection = Connection::open(front.clone(), app, outbox.clone(), &HTTP)?;
+    let checked = handshake::check(front, key, query, origin, peer);
+    let opened =
+        checked.and_then(|app| Connection::open(front.clone(), app, outbox.clone(), &HTTP));
+    let connection = audited(key, peer, opened)?;
     connection.can_move();
-    let (app, socket_id) = connection.id();
-    audit::connected(app, socket_id, peer.address);
     Ok(connection)
 }
 

@@ -30,7 +30,7 @@ use crate::transport::http::text;
 use crate::transport::peer::{Addresses, Peer, Room, Seat};
 use crate::transport::receipt::{Connection, Receipted, Receipts};
 use crate::transport::websocket::is_websocket_request;
-use crate::{bayeux, pusher, rest};
+use crate::{audit, bayeux, pusher, rest};
 
 /// How long an HTTP connection may rest between requests, and the head of a later request take.
 /// Libraries expect a kept connection to be there still (`pusher.md` 5.1).
@@ -39,6 +39,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(1);
 /// What is read ahead of one HTTP connection; also the limit of a request's head.
 const HTTP_BUFFER_BYTES: usize = 16 * 1024;
+const TOO_MANY_OF_ADDRESS: &str = "Too many connections from this address";
 
 /// What a request meets. A new configuration makes a new one; connections that are open go on with
 /// that one from their next request on.
@@ -99,6 +100,7 @@ pub async fn serve(
     if !settings.trusted_proxies.contains(address)
         && seat.take(&serving.addresses, address) == Room::Crowded
     {
+        audit::address_refused(address, TOO_MANY_OF_ADDRESS);
         return CUT_OFFS.count(CutOff::AddressConnections);
     }
     let receipts = Receipts::default();
@@ -118,6 +120,7 @@ pub async fn serve(
         let settings = &serving.settings;
         let peer = settings.trusted_proxies.peer(direct, request.headers());
         if seat.take(&serving.addresses, peer.address) != Room::Free {
+            audit::address_refused(peer.address, TOO_MANY_OF_ADDRESS);
             CUT_OFFS.count(CutOff::AddressConnections);
             request.extensions_mut().insert(OneTooMany);
         }
@@ -232,8 +235,7 @@ pub fn routes(
             if is_websocket_request(&headers) {
                 return pusher::too_many(front, &headers, upgrade);
             }
-            let message = "Too many connections from this address";
-            let mut refusal = text(StatusCode::TOO_MANY_REQUESTS, message);
+            let mut refusal = text(StatusCode::TOO_MANY_REQUESTS, TOO_MANY_OF_ADDRESS);
             let headers = refusal.headers_mut();
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             headers.insert(CONNECTION, HeaderValue::from_static("close"));

@@ -1,0 +1,123 @@
+// Who is not let in gets the protocol's own word for it, is counted by cause, and is written down for those who must be able to show it.
+
+import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { connect } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, test } from 'node:test';
+
+import { until } from '../support/events.js';
+import { APP, Peer, appNamed } from '../raw/peer.js';
+import { sample, startObserved } from './metrics.js';
+
+const directory = mkdtempSync(join(tmpdir(), 'raptor-refusals-'));
+after(() => rmSync(directory, { recursive: true, force: true }));
+const address = '203.0.113.9';
+const headers = { 'X-Forwarded-For': address };
+const STRANGERS_PER_SEC_MAX = 100;
+
+let servers = 0;
+
+/** A server with an audit log: `refused(count)` are so many lines of it, without their time. */
+async function startAudited(config) {
+  const audit = join(directory, `${++servers}.jsonl`);
+  const raptor = await startObserved({ config: { log: { audit }, ...config } });
+  const lines = () => readFileSync(audit, 'utf8').split('\n').filter(Boolean).map((line) => JSON.parse(line)).filter(({ action }) => action === 'refuse');
+  const refused = async (count) => {
+    await until(() => lines().length >= count, () => JSON.stringify(lines()));
+    return lines().map(({ timestamp, action, ...line }) => line);
+  };
+  return { ...raptor, refused, cutOffs: (cause) => sample(raptor, `raptor_cut_offs_total{cause="${cause}"}`), refusals: (limit) => sample(raptor, `raptor_refusals_total{limit="${limit}"}`) };
+}
+
+test('a client that is not let in is counted by cause, and in the audit log with its key, its address and the reason', async () => {
+  const apps = {
+    off: appNamed('off', { enabled: false }),
+    picky: appNamed('picky', { allowed_origins: ['https://a.example'], bayeux: { mounts: ['/picky'] } }),
+    safe: appNamed('safe', { force_tls: true, bayeux: { mounts: ['/safe'] } }),
+    full: appNamed('full', { limits: { connections_max: 1 } }),
+  };
+  const raptor = await startAudited({ apps: [APP, ...Object.values(apps)] });
+  const nobody = appNamed('nobody');
+  const Origin = 'https://b.example';
+  await Peer.connect(raptor, { app: apps.full });
+  const refusals = [
+    [nobody, {}, 4001, 'Application does not exist', 'unknown_app'],
+    [apps.off, {}, 4003, 'Application disabled', 'app_disabled'],
+    [apps.picky, { Origin }, 4009, 'Origin not allowed', 'origin'],
+    [apps.safe, {}, 4000, 'Application only accepts SSL connections, reconnect using wss://', 'not_over_tls'],
+    [apps.full, {}, 4004, 'Application is over connection quota', 'app_connections'],
+  ];
+  for (const [app, more, code, why, cause] of refusals) {
+    await (await Peer.open(raptor, { app, headers: { ...headers, ...more } })).isClosed(code, why);
+    assert.equal(await raptor.cutOffs(cause), 1, cause);
+  }
+  const { body } = await fetch(`${raptor.url}/pusher/app/${nobody.key}/000/abcdefgh/xhr_streaming?protocol=7&client=js&version=8.4.0`, { method: 'POST', headers });
+  assert.match(await new Response(body).text(), /4001/);
+  assert.equal(await raptor.cutOffs('unknown_app'), 2);
+  const bayeux = (mount, more) => fetch(`${raptor.url}${mount}`, { method: 'POST', headers: { ...headers, ...more, 'Content-Type': 'application/json' }, body: '[]' });
+  assert.equal((await bayeux('/picky', { Origin })).status, 403);
+  assert.equal((await bayeux('/safe')).status, 403);
+  assert.deepEqual([await raptor.cutOffs('origin'), await raptor.cutOffs('not_over_tls')], [2, 2]);
+
+  assert.deepEqual(await raptor.refused(8), [
+    ...refusals.map(([{ key }, , , why]) => ({ key, address, why })),
+    { key: nobody.key, address, why: 'Application does not exist' },
+    { app: apps.picky.id, address, why: 'Origin not allowed' },
+    { app: apps.safe.id, address, why: 'not over TLS' },
+  ]);
+});
+
+test('so is one that signs with a key of nobody, one that proves nothing in time, and one of an address that has too many', async () => {
+  const guarded = appNamed('guarded', { authorized_connections: true, authorized_connections_timeout_secs: 1 });
+  const raptor = await startAudited({ apps: [APP, guarded], connections_per_address_max: 1 });
+  const peer = await Peer.connect(raptor);
+  peer.askToSubscribe('private-room', { auth: `nobody:${'0'.repeat(64)}` });
+  await peer.receivesError(/Invalid key/);
+  assert.equal(await raptor.refusals('signature'), 1);
+  const unproven = await Peer.connect(raptor, { app: guarded, headers });
+  await (await Peer.open(raptor, { headers })).isClosed(4100, 'Too many connections from this address');
+  await unproven.isClosed(4009, 'Connection not authorized within timeout');
+  assert.deepEqual(await raptor.refused(3), [
+    { app: APP.id, socket_id: peer.socketId, key: 'nobody', why: 'unknown key' },
+    { address, why: 'Too many connections from this address' },
+    { app: guarded.id, socket_id: unproven.socketId, channels: '', why: 'Connection not authorized within timeout' },
+  ]);
+});
+
+test('a flood of strangers does not fill the disk: of each second so many are listed, and how many were not', async () => {
+  const raptor = await startAudited({ apps: [APP] });
+  const [strangers, app] = [1_000, appNamed(`nobody${'x'.repeat(1_000)}`)];
+  for (let n = 0; n < strangers; n += 50) {
+    await Promise.all(Array.from({ length: 50 }, async () => (await Peer.open(raptor, { app, headers })).isClosed(4001, 'Application does not exist')));
+  }
+  assert.equal(await raptor.cutOffs('unknown_app'), strangers);
+  await raptor.stop();
+  const lines = await raptor.refused(2);
+  const left = lines.filter(({ times }) => times !== undefined);
+  const listed = lines.length - left.length;
+  assert.equal(listed + left.reduce((sum, { times }) => sum + times, 0), strangers);
+  assert.ok(left.length > 0 && listed <= (left.length + 1) * STRANGERS_PER_SEC_MAX, `${listed} were listed, then ${JSON.stringify(left)}`);
+  for (const { why, key } of lines) assert.equal(key?.length ?? why, key ? 64 : 'more than are listed');
+});
+
+test('a body that does not come is given up and counted', async () => {
+  const raptor = await startAudited({ apps: [APP] });
+  const socket = connect(raptor.port, '127.0.0.1');
+  socket.write(`POST /apps/${APP.id}/events HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf`);
+  const [answer] = await once(socket, 'data');
+  assert.match(`${answer}`, /^HTTP\/1.1 408 Request Timeout\r\n/);
+  assert.equal(await raptor.cutOffs('body_timeout'), 1);
+  socket.destroy();
+});
+
+test('who is sent away by a server that stops is counted', async () => {
+  const raptor = await startAudited({ apps: [APP], shutdown_spread_secs: 3 });
+  const peers = await Promise.all(Array.from({ length: 10 }, () => Peer.connect(raptor)));
+  const stopped = raptor.stop();
+  await until(async () => (await raptor.cutOffs('draining')) > 2, 'some were sent away', 5_000);
+  assert.equal((await stopped).code, 0);
+  for (const peer of peers) await peer.isClosed(4200, 'Generic reconnect immediately');
+});
