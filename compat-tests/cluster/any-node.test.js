@@ -268,6 +268,24 @@ test('a node that stops sends its sessions to others, with all that waits, and n
   again.close();
 });
 
+test('sessions of a node that stops are offered again to one that could not take them', { timeout: 60_000 }, async () => {
+  const other = await startRedis();
+  const start = () => startRaptor({ config: { apps: [APP], redis: { url: other.url }, shutdown_spread_secs: 1 } });
+  const [leaving, busy] = await Promise.all([start(), start()]);
+  const before = await session(leaving);
+  await before.subscribe(leaving, '/kept');
+  process.kill(busy.pid, 'SIGSTOP');
+  const end = leaving.stop('SIGTERM', 20_000);
+  // An offer that is not answered within 3 seconds is taken back.
+  await sleep(4_000);
+  process.kill(busy.pid, 'SIGCONT');
+  assert.deepEqual(await end, { code: 0, signal: null });
+  await publish(busy, '/kept', 'still here');
+  const got = [];
+  await until(async () => got.push(...datas(await before.connect(busy, 1_000))), () => `${got}`);
+  assert.deepEqual(got, ['still here']);
+});
+
 test('the sessions of a node that is killed are lost to their clients within 10 s, at any node, and nobody keeps them', { timeout: 60_000 }, async () => {
   const killed = await startNode();
   const client = await session(killed);

@@ -20,8 +20,9 @@ const FORGOTTEN_AFTER_SECS: u64 = 60;
 const SAID_AT_ONCE: usize = 256;
 
 /// KEYS[1] the entry, ARGV[1] what it has to be, ARGV[2] what it becomes, ARGV[3] for how many
-/// seconds.
-const EXCHANGE: &str = "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end \
+/// seconds. May be repeated where the answer was lost.
+const EXCHANGE: &str = "local is = redis.call('GET', KEYS[1]) \
+    if is ~= ARGV[1] and is ~= ARGV[2] then return 0 end \
     redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3]) return 1";
 /// KEYS[1] the entry, ARGV[1] the node, ARGV[2] for how many seconds. Another node's is left alone.
 const SAY_AGAIN: &str = "local is = redis.call('GET', KEYS[1]) \
@@ -111,11 +112,11 @@ impl Directory {
         self.change(house, id, &offered, &own).await
     }
 
-    /// Takes what another node offers. Whether it is here now.
-    pub async fn take(&self, house: &str, id: &str, from: u32, exchange: u64) -> bool {
+    /// Takes what another node offers. Whether it is here now. `None` while Redis is away.
+    pub async fn take(&self, house: &str, id: &str, from: u32, exchange: u64) -> Option<bool> {
         let own = self.redis.node().to_string();
         let offered = offered(from, exchange);
-        self.change(house, id, &offered, &own).await == Some(true)
+        self.change(house, id, &offered, &own).await
     }
 
     async fn change(&self, house: &str, id: &str, from: &str, to: &str) -> Option<bool> {

@@ -258,8 +258,8 @@ impl Peers {
     /// The directory may have it here before we have.
     async fn arrives(&self, house: HouseName, key: &str) -> bool {
         const LOOK_EVERY: Duration = Duration::from_millis(2);
-        const LOOKS: usize = 100;
-        for _ in 0..LOOKS {
+        let by = Instant::now() + ARRIVES_WITHIN;
+        while Instant::now() < by {
             if self.has(house, key) {
                 return true;
             }
@@ -330,6 +330,28 @@ impl Peers {
     }
 
     async fn send_sessions(self: &Arc<Self>, over: Duration) {
+        const AGAIN_AFTER: Duration = Duration::from_millis(250);
+        const ROUNDS_MAX: usize = 20;
+        let mut moved = self.send_those_here(over).await;
+        // Some came meanwhile, and others were not taken by a node that had too much to do.
+        for _ in 0..ROUNDS_MAX {
+            if self.count_here() == 0 || self.redis.others().await.is_none_or(|o| o.is_empty()) {
+                break;
+            }
+            sleep(AGAIN_AFTER).await;
+            moved += self.send_those_here(Duration::ZERO).await;
+        }
+        let stayed = self.count_here();
+        tracing::info!(moved, stayed, "sessions went to other nodes");
+    }
+
+    fn count_here(&self) -> usize {
+        let houses = self.houses.get().into_iter().flatten();
+        houses.map(|house| house.ids().len()).sum()
+    }
+
+    /// How many went.
+    async fn send_those_here(self: &Arc<Self>, over: Duration) -> usize {
         let houses = self.houses.get().into_iter().flatten();
         let sessions: Vec<_> = houses
             .flat_map(|house| {
@@ -346,7 +368,7 @@ impl Peers {
             let share = nth as f64 / count as f64;
             tokio::time::sleep_until(begun + over.mul_f64(share)).await;
             let Ok(place) = places.clone().acquire_owned().await else {
-                return;
+                break;
             };
             let (peers, others) = (self.clone(), others.clone());
             leaving.push(tokio::spawn(async move {
@@ -363,9 +385,7 @@ impl Peers {
             }));
         }
         let left = join_all(leaving).await;
-        let moved = left.iter().filter(|left| matches!(left, Ok(true))).count();
-        let stayed = left.len() - moved;
-        tracing::info!(moved, stayed, "sessions went to other nodes");
+        left.iter().filter(|left| matches!(left, Ok(true))).count()
     }
 
     /// Waits until what was begun for other nodes is done. They do not begin anything more.

@@ -116,16 +116,9 @@ impl Peers {
 
     /// Whether the session stays here. While Redis is away nobody can take it either.
     async fn take_back(&self, house: HouseName, id: &str, number: u64) -> bool {
-        const TRIES: usize = 20;
-        const PAUSE: Duration = Duration::from_millis(250);
-        for _ in 0..TRIES {
-            if let Some(is_ours) = self.directory.withdraw(house, id, number).await {
-                return is_ours;
-            }
-            sleep(PAUSE).await;
-        }
+        let withdrawn = decided(|| self.directory.withdraw(house, id, number)).await;
         // Whoever could have taken it has given up by now.
-        true
+        withdrawn.unwrap_or(true)
     }
 
     /// Another node offers a session.
@@ -157,12 +150,27 @@ impl Peers {
         let Some(luggage) = unpacked(&body) else {
             return;
         };
-        if self.directory.take(house.name(), id, to, number).await {
+        // It may be here although the answer was lost.
+        let taken = decided(|| self.directory.take(house.name(), id, to, number));
+        if taken.await == Some(true) {
             arrival.settle(luggage);
             self.counts.moved_here.fetch_add(1, Ordering::Relaxed);
             self.post(to, number, What::Settled, &[]).await;
         }
     }
+}
+
+/// What the directory says, once it can be asked. `None` if that takes too long.
+async fn decided<F: Future<Output = Option<bool>>>(ask: impl Fn() -> F) -> Option<bool> {
+    const TRIES: usize = 20;
+    const PAUSE: Duration = Duration::from_millis(250);
+    for _ in 0..TRIES {
+        if let Some(decided) = ask().await {
+            return Some(decided);
+        }
+        sleep(PAUSE).await;
+    }
+    None
 }
 
 fn is(letter: Option<(What, Bytes)>, expected: &What) -> bool {
