@@ -315,4 +315,8 @@ impl Arrival for Arriving {
         self.session.client.settle();
         self.site.sessions.insert(self.session);
     }
+
+    fn turn_away(self: Box<Self>) -> Done<'static, ()> {
+        Box::pin(async move { self.session.client.hand_over().await })
+    }
 }

@@ -116,6 +116,16 @@ impl Exchanges {
         }
     }
 
+    /// Ends one that the other side has begun, for its side has begun another in its place.
+    pub fn end(&self, with: u32, number: u64) {
+        let key = Key {
+            with,
+            number,
+            is_begun_here: false,
+        };
+        lock(&self.open).remove(&key);
+    }
+
     pub fn are_any(&self) -> bool {
         !lock(&self.open).is_empty()
     }

@@ -34,7 +34,7 @@ use exchange::Exchanges;
 pub use held::WrittenHeld;
 use letter::{Letter, What};
 pub use moving::PackedFrame;
-use moving::Stays;
+use moving::{Arrivals, Stays};
 pub use relay::{PassedOn, Relayed, Serve, Tries, misdirected, unavailable};
 
 /// How often exchanges are looked through for those whose other side has gone.
@@ -88,9 +88,12 @@ pub trait Departure: Send + Sync {
     fn has_gone(self: Box<Self>) -> Done<'static, ()>;
 }
 
-/// A session that has come and is not found yet. Dropped, it never was here.
+/// A session that has come and is not found yet.
 pub trait Arrival: Send + Sync {
     fn settle(self: Box<Self>, luggage: Luggage);
+
+    /// It does not come after all: it leaves without a word.
+    fn turn_away(self: Box<Self>) -> Done<'static, ()>;
 }
 
 /// Where the directory says that a session is.
@@ -126,6 +129,7 @@ pub struct Peers {
     redis: Arc<Redis>,
     directory: Directory,
     exchanges: Exchanges,
+    arrivals: Arrivals,
     houses: OnceLock<Vec<Arc<dyn House>>>,
     serve: OnceLock<Serve>,
     /// The other nodes, as of a second ago.
@@ -149,6 +153,7 @@ impl Peers {
         Arc::new(Self {
             directory: Directory::new(redis.clone()),
             exchanges: Exchanges::default(),
+            arrivals: Arrivals::default(),
             houses: OnceLock::new(),
             serve: OnceLock::new(),
             alive: Mutex::default(),

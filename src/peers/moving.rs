@@ -17,8 +17,9 @@
 //! taker too are left out there. The directory decides where the session is: the owner takes an
 //! offer back, or the taker takes it up, whoever is first.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -121,7 +122,8 @@ impl Peers {
         withdrawn.unwrap_or(true)
     }
 
-    /// Another node offers a session.
+    /// Another node offers a session. What was offered before and did not come has left first: it has
+    /// the same name in the same channels.
     pub(super) async fn take_in(
         &self,
         mut exchange: Exchange,
@@ -130,33 +132,109 @@ impl Peers {
         description: &[u8],
     ) {
         let (to, number) = (exchange.with(), exchange.number());
+        let (before, turn) = self.arrivals.enter(house, id, (to, number));
+        if let Some((with, number)) = before {
+            self.exchanges.end(with, number);
+        }
+        {
+            let _turn = turn.lock().await;
+            let is_here = self.take_in_now(&mut exchange, house, id, description);
+            let answer = match is_here.await {
+                true => What::Settled,
+                false => What::Refused,
+            };
+            self.post(to, number, answer, &[]).await;
+        }
+        self.arrivals.leave(house, id, (to, number));
+    }
+
+    async fn take_in_now(
+        &self,
+        exchange: &mut Exchange,
+        house: &str,
+        id: &str,
+        description: &[u8],
+    ) -> bool {
         let house = self.house(house);
         let house = house.filter(|_| !self.is_leaving.load(Ordering::Relaxed));
-        let arrival = match &house {
-            Some(house) => house.arrive(id, description).await,
-            None => None,
+        let Some(house) = house else {
+            return false;
         };
-        let (Some(house), Some(arrival)) = (house, arrival) else {
-            self.post(to, number, What::Refused, &[]).await;
-            return;
+        let Some(arrival) = house.arrive(id, description).await else {
+            return false;
         };
+        match self.bring_luggage(exchange, house.name(), id).await {
+            Some(luggage) => {
+                arrival.settle(luggage);
+                self.counts.moved_here.fetch_add(1, Ordering::Relaxed);
+                true
+            }
+            None => {
+                arrival.turn_away().await;
+                false
+            }
+        }
+    }
+
+    /// `None` if the session is not here then.
+    async fn bring_luggage(
+        &self,
+        exchange: &mut Exchange,
+        house: HouseName,
+        id: &str,
+    ) -> Option<Luggage> {
+        let (to, number) = (exchange.with(), exchange.number());
         if !self.post(to, number, What::Ready, &[]).await {
-            return;
+            return None;
         }
         // The owner waits for what was published before it sends this.
-        let Some((What::Luggage, body)) = exchange.next_within(2 * LETTER_WITHIN).await else {
-            return;
+        let letter = exchange.next_within(2 * LETTER_WITHIN).await;
+        let Some((What::Luggage, body)) = letter else {
+            return None;
         };
-        let Some(luggage) = unpacked(&body) else {
-            return;
-        };
+        let luggage = unpacked(&body)?;
         // It may be here although the answer was lost.
-        let taken = decided(|| self.directory.take(house.name(), id, to, number));
-        if taken.await == Some(true) {
-            arrival.settle(luggage);
-            self.counts.moved_here.fetch_add(1, Ordering::Relaxed);
-            self.post(to, number, What::Settled, &[]).await;
+        let taken = decided(|| self.directory.take(house, id, to, number));
+        (taken.await == Some(true)).then_some(luggage)
+    }
+}
+
+/// Sessions that are about to come here.
+#[derive(Default)]
+pub(super) struct Arrivals(Mutex<HashMap<(String, String), Coming>>);
+
+#[derive(Default)]
+struct Coming {
+    /// The newest offer: of which node, in which of its exchanges.
+    offer: Option<(u32, u64)>,
+    /// Held by one offer at a time.
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Arrivals {
+    /// With the offer that this one takes the place of.
+    fn enter(
+        &self,
+        house: &str,
+        id: &str,
+        offer: (u32, u64),
+    ) -> (Option<(u32, u64)>, Arc<tokio::sync::Mutex<()>>) {
+        let mut arrivals = self.lock();
+        let coming = arrivals.entry((house.to_owned(), id.to_owned()));
+        let coming = coming.or_default();
+        (coming.offer.replace(offer), coming.turn.clone())
+    }
+
+    fn leave(&self, house: &str, id: &str, offer: (u32, u64)) {
+        let key = (house.to_owned(), id.to_owned());
+        let mut arrivals = self.lock();
+        if (arrivals.get(&key)).is_some_and(|coming| coming.offer == Some(offer)) {
+            arrivals.remove(&key);
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<(String, String), Coming>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

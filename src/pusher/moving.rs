@@ -209,11 +209,7 @@ impl Departure for Departing {
         Box::pin(async move {
             self.has_gone = true;
             self.sessions.end(&self.session);
-            let mut talk = self.session.client.talk.lock().await;
-            if let Talk::Open(connection) = &mut *talk {
-                connection.hand_over().await;
-            }
-            *talk = Talk::Over;
+            hand_over(&self.session).await;
         })
     }
 }
@@ -237,6 +233,19 @@ impl Arrival for Arriving {
         self.session.unpack(luggage);
         self.sessions.insert(self.session);
     }
+
+    fn turn_away(self: Box<Self>) -> Done<'static, ()> {
+        Box::pin(async move { hand_over(&self.session).await })
+    }
+}
+
+/// It goes on on another node: here it leaves without a word.
+async fn hand_over(session: &ClientSession) {
+    let mut talk = session.client.talk.lock().await;
+    if let Talk::Open(connection) = &mut *talk {
+        connection.hand_over().await;
+    }
+    *talk = Talk::Over;
 }
 
 impl WrittenTalk {
