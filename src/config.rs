@@ -21,6 +21,8 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tracing_subscriber::filter::{ParseError, Targets};
+
 use crate::apps::{App, AppKey, Features, Limits};
 use crate::auth::Secret;
 use crate::model::AppId;
@@ -107,10 +109,24 @@ pub struct UnixSettings {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LogSettings {
-    /// A valid `tracing` filter: `info`, or `warn,raptor=debug`.
+    /// A level, or levels by target: `info`, or `warn,raptor=debug`.
     pub level: String,
     pub format: LogFormat,
     pub audit: Option<AuditLog>,
+}
+
+impl LogSettings {
+    /// What the level lets pass.
+    pub fn targets(&self) -> Result<Targets, ParseError> {
+        targets(&self.level)
+    }
+}
+
+/// Of `tracing`'s filters those that name levels and targets. Those of spans and fields would be
+/// regular expressions, which take seconds and gigabytes to build if somebody means ill.
+fn targets(level: &str) -> Result<Targets, ParseError> {
+    let level: String = level.split_whitespace().collect();
+    level.parse()
 }
 
 /// Where the audit log goes.

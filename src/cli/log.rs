@@ -7,14 +7,14 @@ use raptor::audit;
 use raptor::config::{AuditLog, LogFormat, LogSettings};
 use tracing::Level;
 use tracing_subscriber::Registry;
-use tracing_subscriber::filter::{EnvFilter, FilterExt, filter_fn};
+use tracing_subscriber::filter::{FilterExt, Targets, filter_fn};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// What can be changed about the logs of a running program.
 pub struct Logs {
-    filter: reload::Handle<EnvFilter, Registry>,
+    filter: reload::Handle<Targets, Registry>,
     audit: Option<AuditFile>,
 }
 
@@ -30,7 +30,7 @@ pub fn start(settings: &LogSettings) -> Result<Logs, String> {
         LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).boxed(),
         LogFormat::Json => lines.json().boxed(),
     };
-    let (level, filter) = reload::Layer::new(EnvFilter::new(&settings.level));
+    let (level, filter) = reload::Layer::new(filter(settings));
     let file = match &settings.audit {
         Some(AuditLog::File(path)) => Some(AuditFile::open(path)?),
         Some(AuditLog::Stdout) | None => None,
@@ -54,11 +54,15 @@ pub fn start(settings: &LogSettings) -> Result<Logs, String> {
     })
 }
 
+/// The level is one, or the configuration would have been refused.
+fn filter(settings: &LogSettings) -> Targets {
+    (settings.targets()).unwrap_or_else(|_| Targets::new().with_default(Level::INFO))
+}
+
 impl Logs {
     /// Takes over a new level, and opens the audit log anew: somebody may have moved it away.
     pub fn reload(&self, settings: &LogSettings) -> Result<(), String> {
-        let level = EnvFilter::new(&settings.level);
-        (self.filter.reload(level)).map_err(|error| error.to_string())?;
+        (self.filter.reload(filter(settings))).map_err(|error| error.to_string())?;
         self.audit.as_ref().map_or(Ok(()), AuditFile::reopen)
     }
 }

@@ -9,6 +9,8 @@ use raptor::webhooks::Endpoint;
 
 use super::trigger::DEVELOPMENT_URL;
 
+const APPS_SHOWN_MAX: usize = 20;
+
 /// The address, the apps and snippets to paste. The first line is one that programs wait for.
 /// Shows no secret but the one that everybody knows.
 pub fn text(address: SocketAddr, config: &Config) -> String {
@@ -16,7 +18,7 @@ pub fn text(address: SocketAddr, config: &Config) -> String {
     if let Some(kept) = webhooks_kept(config) {
         text += &format!("Webhooks are kept {kept}\n");
     }
-    for app in &config.apps {
+    for app in config.apps.iter().take(APPS_SHOWN_MAX) {
         let state = if app.enabled { "" } else { ", disabled" };
         text += &format!("\nApp {}{state}\n", title(app));
         for key in &app.keys {
@@ -26,6 +28,10 @@ pub fn text(address: SocketAddr, config: &Config) -> String {
         for mount in mounts(config, app) {
             text += &format!("  Faye at {}\n", url(address, mount));
         }
+    }
+    if config.apps.len() > APPS_SHOWN_MAX {
+        let more = config.apps.len() - APPS_SHOWN_MAX;
+        text += &format!("\nand {more} more, which `raptor check` lists\n");
     }
     if let Some(app) = config.apps.iter().find(|app| app.enabled) {
         text += &pusher_snippet(address, app, &config.server.path_prefix);

@@ -4,8 +4,6 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use tracing_subscriber::EnvFilter;
-
 use super::apps::{self, Joined, unlimited_or};
 use super::problem::Problems;
 use super::redis;
@@ -267,15 +265,13 @@ fn log_level(log: &mut Section, written: &Written) -> Option<String> {
     let in_file = log.text("level");
     let level = written.log_level.clone().or(in_file)?;
     let filter = level.value.to_ascii_lowercase();
-    let bare = |part: &&str| !part.contains(['=', '[']);
     let unknown = filter
         .split(',')
         .map(str::trim)
-        .filter(bare)
-        .find(|part| !LEVELS.contains(part));
+        .find(|part| part.contains('[') || !part.contains('=') && !LEVELS.contains(part));
     let what = match unknown {
         Some(word) => format!("{word:?} is not a log level"),
-        None => match EnvFilter::builder().parse(&level.value) {
+        None => match super::targets(&level.value) {
             Ok(_) => return Some(level.value),
             Err(error) => format!("{:?} is not a log filter: {error}", level.value),
         },

@@ -388,6 +388,23 @@ fn a_log_filter_may_name_modules() {
     }
 }
 
+/// Found by fuzzing: `tracing` makes a regular expression of what a field is to be.
+#[test]
+fn a_log_filter_names_no_spans_and_fields() {
+    let dots = ".".repeat(70);
+    for level in [
+        "raptor[span]=debug".to_owned(),
+        "[{user=ada}]=trace".to_owned(),
+        format!("w[}}}}}}%}}{{bho.okt =uu_uuu{dots}uuu0uuuu;_ = {{ ub}}}}%}}{{iholasps"),
+    ] {
+        let written = Written {
+            log_level: flag("--log", &level),
+            ..Written::default()
+        };
+        assert!(Config::from_written(&written).is_err(), "{level}");
+    }
+}
+
 #[test]
 fn a_file_that_cannot_be_read_is_a_problem_of_whoever_named_it() {
     let path = flag("--config", "no/such/file.toml").unwrap();
