@@ -66,7 +66,10 @@ async fn serve(settings: Result<Written, Problem>) -> Result<(), String> {
     reload_on_hangup(server.reloader(), logs)
         .map_err(|error| format!("cannot await signals: {error}"))?;
     audit::server("start");
-    server.run_until(shutdown).await;
+    // Not on this thread: connections are accepted where they are served, which spares waking
+    // another thread for each.
+    let served = tokio::spawn(server.run_until(shutdown)).await;
+    served.map_err(|error| format!("the server failed: {error}"))?;
     audit::server("stop");
     Ok(())
 }
