@@ -10,12 +10,12 @@ use crate::model::{AppId, SocketId, now_ms};
 
 pub const TARGET: &str = "raptor::audit";
 
-/// Of a key that was made up by a peer.
-const KEY_CHARS_MAX: usize = 64;
-/// How many of those who are not let in are listed.
-const STRANGERS_PER_SEC_MAX: u32 = 100;
+/// Of channels that somebody made up.
+const CHANNELS_CHARS_MAX: usize = 1_000;
+/// How many refusals are listed.
+const REFUSALS_PER_SEC_MAX: u32 = 100;
 
-/// A request of an application that was accepted, or why it was not.
+/// A request of an application that was accepted.
 pub struct Caller<'c> {
     pub app: &'c AppId,
     pub key: &'c str,
@@ -35,10 +35,14 @@ impl Caller<'_> {
         let address = self.address.map(tracing::field::display);
         tracing::info!(target: TARGET, action = "terminate", app, key, address, user);
     }
+}
 
-    pub fn refused(&self, why: &str) {
-        let (app, key) = (self.app.as_str(), self.key);
-        let address = self.address.map(tracing::field::display);
+/// A request of an application that was not. Here as below a key is named only if there is one
+/// of that name: people paste secrets in its place.
+pub fn application_refused(app: &AppId, key: Option<&str>, address: Option<IpAddr>, why: &str) {
+    if REFUSALS.may_be_written() {
+        let app = app.as_str();
+        let address = address.map(tracing::field::display);
         tracing::info!(target: TARGET, action = "refuse", app, key, address, why);
     }
 }
@@ -67,6 +71,11 @@ impl Client<'_> {
 
     /// `channels`: what it asked for, separated by spaces.
     pub fn refused(&self, channels: &str, why: &str) {
+        if !REFUSALS.may_be_written() {
+            return;
+        }
+        let cut = channels.char_indices().nth(CHANNELS_CHARS_MAX);
+        let channels = &channels[..cut.map_or(channels.len(), |(at, _)| at)];
         let app = self.app.as_str();
         let socket_id = self.socket_id.map(tracing::field::display);
         let address = self.address.map(tracing::field::display);
@@ -85,22 +94,23 @@ pub fn signed_in(app: &AppId, socket_id: SocketId, user: &str) {
 }
 
 /// A signature for a private channel or a sign-in was wrong, or its key.
-pub fn signature_refused(app: &AppId, socket_id: SocketId, key: &str, why: &str) {
-    let app = app.as_str();
-    tracing::info!(target: TARGET, action = "refuse", app, %socket_id, key, why);
+pub fn signature_refused(app: &AppId, socket_id: SocketId, key: Option<&str>, why: &str) {
+    if REFUSALS.may_be_written() {
+        let app = app.as_str();
+        tracing::info!(target: TARGET, action = "refuse", app, %socket_id, key, why);
+    }
 }
 
 /// Somebody wanted to be a client of the app with this key, over any transport.
-pub fn connection_refused(key: &str, address: IpAddr, why: &str) {
-    if STRANGERS.may_be_written() {
-        let key: String = key.chars().take(KEY_CHARS_MAX).collect();
+pub fn connection_refused(key: Option<&str>, address: IpAddr, why: &str) {
+    if REFUSALS.may_be_written() {
         tracing::info!(target: TARGET, action = "refuse", key, %address, why);
     }
 }
 
 /// A Bayeux client that has yet to say who it is.
 pub fn request_refused(app: &AppId, address: IpAddr, why: &str) {
-    if STRANGERS.may_be_written() {
+    if REFUSALS.may_be_written() {
         let app = app.as_str();
         tracing::info!(target: TARGET, action = "refuse", app, %address, why);
     }
@@ -108,20 +118,20 @@ pub fn request_refused(app: &AppId, address: IpAddr, why: &str) {
 
 /// This address has as many connections as it may have.
 pub fn address_refused(address: IpAddr, why: &str) {
-    if STRANGERS.may_be_written() {
+    if REFUSALS.may_be_written() {
         tracing::info!(target: TARGET, action = "refuse", %address, why);
     }
 }
 
 /// The server started, stopped, took a new configuration or refused one.
 pub fn server(action: &'static str) {
-    STRANGERS.write_rest();
+    REFUSALS.write_rest();
     tracing::info!(target: TARGET, action);
 }
 
-/// Bounds the lines about those who are not let in: they can come as often as they like, and would
-/// fill the disk.
-struct Strangers(Mutex<Written>);
+/// Bounds the lines about refusals: who is refused can come as often as it likes, and would fill
+/// the disk.
+struct Refusals(Mutex<Written>);
 
 struct Written {
     /// Since 1970.
@@ -130,13 +140,13 @@ struct Written {
     left_out: u64,
 }
 
-static STRANGERS: Strangers = Strangers(Mutex::new(Written {
+static REFUSALS: Refusals = Refusals(Mutex::new(Written {
     sec: 0,
     lines: 0,
     left_out: 0,
 }));
 
-impl Strangers {
+impl Refusals {
     fn may_be_written(&self) -> bool {
         if !tracing::enabled!(target: TARGET, tracing::Level::INFO) {
             return false;
@@ -147,7 +157,7 @@ impl Strangers {
             write_rest(&mut written);
             (written.sec, written.lines) = (sec, 0);
         }
-        let has_room = written.lines < STRANGERS_PER_SEC_MAX;
+        let has_room = written.lines < REFUSALS_PER_SEC_MAX;
         match has_room {
             true => written.lines += 1,
             false => written.left_out += 1,

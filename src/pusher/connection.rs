@@ -276,13 +276,13 @@ impl Connection {
         let Some(app_key) = self.app.key(key) else {
             let key = abridged(key);
             REFUSALS.count(Limit::Signature);
-            audit::signature_refused(&self.app.id, self.socket_id, &key, "unknown key");
+            audit::signature_refused(&self.app.id, self.socket_id, None, "unknown key");
             let message = format!("Invalid key in subscription auth data: '{key}'");
             return Err(Refusal::not_authorised(message));
         };
         if !app_key.secret.verify(signed.as_bytes(), signature) {
             REFUSALS.count(Limit::Signature);
-            audit::signature_refused(&self.app.id, self.socket_id, key, "signature");
+            audit::signature_refused(&self.app.id, self.socket_id, Some(key), "signature");
             let signature = abridged(signature);
             let message = format!(
                 "Invalid signature: Expected HMAC SHA256 hex digest of {signed}, but got {signature}"

@@ -48,7 +48,11 @@ pub fn audited(
             let (app, socket_id) = connection.id();
             audit::connected(app, socket_id, peer.address);
         }
-        Err(close) => audit::connection_refused(key, peer.address, &close.reason),
+        Err(close) => {
+            let (unknown, _) = close::UNKNOWN_APP;
+            let key = (close.code != unknown).then_some(key);
+            audit::connection_refused(key, peer.address, &close.reason);
+        }
     }
     opened
 }

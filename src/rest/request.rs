@@ -10,14 +10,13 @@ use warp::{Filter, Rejection};
 use super::Front;
 use super::error::ApiError;
 use crate::apps::App;
-use crate::audit::Caller;
+use crate::audit::{self, Caller};
 use crate::auth::{AuthError, Parameters, SignedRequest, percent_decode};
 use crate::broker::Broker;
 use crate::metrics::{Limit, REFUSALS};
 use crate::model::ChannelName;
 use crate::transport::http::read_body;
 use crate::transport::peer::Peer;
-use crate::wire::pusher::abridged;
 
 /// Seconds since 1970.
 pub type Clock = fn() -> u64;
@@ -151,13 +150,10 @@ impl Request {
     fn note_refused(&self, app: &App, why: &str) {
         let mut parameters = url::form_urlencoded::parse(self.query.as_bytes());
         let key = parameters.find(|(name, _)| name.eq_ignore_ascii_case("auth_key"));
-        let key = key.map_or_else(Default::default, |(_, key)| abridged(&key));
-        let caller = Caller {
-            app: &app.id,
-            key: &key,
-            address: self.peer.map(|peer| peer.address),
-        };
-        caller.refused(why);
+        let key = key.filter(|(_, key)| app.key(key).is_some());
+        let key = key.as_ref().map(|(_, key)| &**key);
+        let address = self.peer.map(|peer| peer.address);
+        audit::application_refused(&app.id, key, address, why);
     }
 }
 
