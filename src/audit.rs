@@ -37,13 +37,22 @@ impl Caller<'_> {
     }
 }
 
-/// A request of an application that was not. Here as below a key is named only if there is one
-/// of that name: people paste secrets in its place.
-pub fn application_refused(app: &AppId, key: Option<&str>, address: Option<IpAddr>, why: &str) {
-    if REFUSALS.may_be_written() {
-        let app = app.as_str();
-        let address = address.map(tracing::field::display);
-        tracing::info!(target: TARGET, action = "refuse", app, key, address, why);
+/// Whoever is refused before it is a client, as far as it is known. A key is named only if there is
+/// one of that name: people paste secrets in its place.
+#[derive(Clone, Copy, Default)]
+pub struct Stranger<'s> {
+    pub app: Option<&'s AppId>,
+    pub key: Option<&'s str>,
+    pub address: Option<IpAddr>,
+}
+
+impl Stranger<'_> {
+    pub fn refused(&self, why: &str) {
+        if REFUSALS.may_be_written() {
+            let (app, key) = (self.app.map(AppId::as_str), self.key);
+            let address = self.address.map(tracing::field::display);
+            tracing::info!(target: TARGET, action = "refuse", app, key, address, why);
+        }
     }
 }
 
@@ -101,31 +110,9 @@ pub fn signature_refused(app: &AppId, socket_id: SocketId, key: Option<&str>, wh
     }
 }
 
-/// Somebody wanted to be a client of the app with this key, over any transport.
-pub fn connection_refused(key: Option<&str>, address: IpAddr, why: &str) {
-    if REFUSALS.may_be_written() {
-        tracing::info!(target: TARGET, action = "refuse", key, %address, why);
-    }
-}
-
-/// A Bayeux client that has yet to say who it is.
-pub fn request_refused(app: &AppId, address: IpAddr, why: &str) {
-    if REFUSALS.may_be_written() {
-        let app = app.as_str();
-        tracing::info!(target: TARGET, action = "refuse", app, %address, why);
-    }
-}
-
-/// This address has as many connections as it may have.
-pub fn address_refused(address: IpAddr, why: &str) {
-    if REFUSALS.may_be_written() {
-        tracing::info!(target: TARGET, action = "refuse", %address, why);
-    }
-}
-
 /// The server started, stopped, took a new configuration or refused one.
 pub fn server(action: &'static str) {
-    REFUSALS.write_rest();
+    REFUSALS.lock().write_rest();
     tracing::info!(target: TARGET, action);
 }
 
@@ -154,7 +141,7 @@ impl Refusals {
         let sec = now_ms() / 1_000;
         let mut written = self.lock();
         if written.sec != sec {
-            write_rest(&mut written);
+            written.write_rest();
             (written.sec, written.lines) = (sec, 0);
         }
         let has_room = written.lines < REFUSALS_PER_SEC_MAX;
@@ -165,19 +152,17 @@ impl Refusals {
         has_room
     }
 
-    fn write_rest(&self) {
-        write_rest(&mut self.lock());
-    }
-
     fn lock(&self) -> MutexGuard<'_, Written> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn write_rest(written: &mut Written) {
-    let times = std::mem::take(&mut written.left_out);
-    if times > 0 {
-        let why = "more than are listed";
-        tracing::info!(target: TARGET, action = "refuse", why, times);
+impl Written {
+    fn write_rest(&mut self) {
+        let times = std::mem::take(&mut self.left_out);
+        if times > 0 {
+            let why = "more than are listed";
+            tracing::info!(target: TARGET, action = "refuse", why, times);
+        }
     }
 }

@@ -207,15 +207,19 @@ impl Request {
         let app = self.site.app()?;
         let origin = self.headers.get(ORIGIN);
         let origin = origin.map(|origin| origin.to_str().unwrap_or_default());
-        let refused = |why| audit::request_refused(&app.id, self.peer.address, why);
+        let stranger = audit::Stranger {
+            app: Some(&app.id),
+            key: None,
+            address: Some(self.peer.address),
+        };
         if !app.allows_origin(origin) {
             CUT_OFFS.count(CutOff::Origin);
-            refused("Origin not allowed");
+            stranger.refused("Origin not allowed");
             return Some(text(StatusCode::FORBIDDEN, "Origin not allowed"));
         }
         if app.features.force_tls && !self.peer.secure {
             CUT_OFFS.count(CutOff::NotOverTls);
-            refused("not over TLS");
+            stranger.refused("not over TLS");
             return Some(text(
                 StatusCode::FORBIDDEN,
                 "Only secure connections are allowed",

@@ -146,6 +146,15 @@ impl Connection {
         (&self.app.id, self.socket_id)
     }
 
+    /// The line of its connection has the address.
+    fn in_audit_log(&self) -> audit::Client<'_> {
+        audit::Client {
+            app: &self.app.id,
+            socket_id: Some(self.socket_id),
+            address: None,
+        }
+    }
+
     fn reply(&self, event: String) {
         self.outbox.push(self.encoding.frame(event));
     }
@@ -419,11 +428,7 @@ impl Connection {
             ext: None,
             members: None,
         };
-        let sender = audit::Client {
-            app: &self.app.id,
-            socket_id: Some(self.socket_id),
-            address: None,
-        };
+        let sender = self.in_audit_log();
         sender.published(&message.name, channel.as_str(), false);
         (self.front.broker)
             .client_event(
@@ -517,13 +522,8 @@ impl Conversation for Connection {
 
     fn on_deadline(&mut self) -> Result<(), Close> {
         CUT_OFFS.count(CutOff::NotAuthorized);
-        let client = audit::Client {
-            app: &self.app.id,
-            socket_id: Some(self.socket_id),
-            address: None,
-        };
         let (_, why) = close::NOT_AUTHORIZED_IN_TIME;
-        client.refused("", why);
+        self.in_audit_log().refused("", why);
         Err(close::close(close::NOT_AUTHORIZED_IN_TIME))
     }
 

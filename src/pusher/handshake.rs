@@ -22,8 +22,7 @@ pub fn check(
     origin: Option<&HeaderValue>,
     peer: Peer,
 ) -> Result<Arc<App>, Close> {
-    let app = front.apps.by_key(key);
-    let app = enabled(app)?;
+    let app = enabled(front.apps.by_key(key))?;
     if app.features.force_tls && !peer.secure {
         CUT_OFFS.count(CutOff::NotOverTls);
         return Err(close(close::NOT_OVER_TLS));

@@ -50,8 +50,12 @@ pub fn audited(
         }
         Err(close) => {
             let (unknown, _) = close::UNKNOWN_APP;
-            let key = (close.code != unknown).then_some(key);
-            audit::connection_refused(key, peer.address, &close.reason);
+            let stranger = audit::Stranger {
+                app: None,
+                key: (close.code != unknown).then_some(key),
+                address: Some(peer.address),
+            };
+            stranger.refused(&close.reason);
         }
     }
     opened

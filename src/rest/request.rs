@@ -10,7 +10,7 @@ use warp::{Filter, Rejection};
 use super::Front;
 use super::error::ApiError;
 use crate::apps::App;
-use crate::audit::{self, Caller};
+use crate::audit::{Caller, Stranger};
 use crate::auth::{AuthError, Parameters, SignedRequest, percent_decode};
 use crate::broker::Broker;
 use crate::metrics::{Limit, REFUSALS};
@@ -151,9 +151,12 @@ impl Request {
         let mut parameters = url::form_urlencoded::parse(self.query.as_bytes());
         let key = parameters.find(|(name, _)| name.eq_ignore_ascii_case("auth_key"));
         let key = key.filter(|(_, key)| app.key(key).is_some());
-        let key = key.as_ref().map(|(_, key)| &**key);
-        let address = self.peer.map(|peer| peer.address);
-        audit::application_refused(&app.id, key, address, why);
+        let caller = Stranger {
+            app: Some(&app.id),
+            key: key.as_ref().map(|(_, key)| &**key),
+            address: self.peer.map(|peer| peer.address),
+        };
+        caller.refused(why);
     }
 }
 

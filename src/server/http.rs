@@ -1,6 +1,7 @@
 //! HTTP on a connection, and the URL table.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -100,8 +101,7 @@ pub async fn serve(
     if !settings.trusted_proxies.contains(address)
         && seat.take(&serving.addresses, address) == Room::Crowded
     {
-        audit::address_refused(address, TOO_MANY_OF_ADDRESS);
-        return CUT_OFFS.count(CutOff::AddressConnections);
+        return count_crowded(address);
     }
     let receipts = Receipts::default();
     let stream = Receipted::new(
@@ -120,8 +120,7 @@ pub async fn serve(
         let settings = &serving.settings;
         let peer = settings.trusted_proxies.peer(direct, request.headers());
         if seat.take(&serving.addresses, peer.address) != Room::Free {
-            audit::address_refused(peer.address, TOO_MANY_OF_ADDRESS);
-            CUT_OFFS.count(CutOff::AddressConnections);
+            count_crowded(peer.address);
             request.extensions_mut().insert(OneTooMany);
         }
         request.extensions_mut().insert(peer);
@@ -163,6 +162,16 @@ pub async fn serve(
     if let Err(error) = ended {
         tracing::debug!(%address, %error, "HTTP connection ended");
     }
+}
+
+/// This address has as many connections as it may have.
+fn count_crowded(address: IpAddr) {
+    let stranger = audit::Stranger {
+        address: Some(address),
+        ..audit::Stranger::default()
+    };
+    stranger.refused(TOO_MANY_OF_ADDRESS);
+    CUT_OFFS.count(CutOff::AddressConnections);
 }
 
 /// The server stops, and so may a connection: its first request may be on its way, and is answered.

@@ -85,9 +85,8 @@ impl Reloader {
     /// Takes over apps and all settings but those of listeners. Connections that are open go by
     /// them from their next message or request on; but the time-outs and sizes of a WebSocket stay
     /// what they were when it was opened. New TLS connections get the certificate that is in its
-    /// file now. What happens from now on is told to the webhooks that are configured now. Returns what
-    /// else is different and waits for a restart; `Err` says why nothing was
-    /// taken over.
+    /// file now. What happens from now on is told to the webhooks that are configured now. Returns
+    /// what else is different and waits for a restart; `Err` says why nothing was taken over.
     pub fn reload(&self, config: Config) -> Result<Vec<&'static str>, String> {
         let certificate = match (&self.certificate, &config.server.tls) {
             (Some(certificate), Some(settings)) => {

@@ -16,7 +16,7 @@ use super::settings::{Endpoint, Settings};
 use super::settle::{Settled, Settler};
 use super::source::{FACTS_AT_ONCE, Source};
 use super::store::{Entry, Position, Store, StoreError};
-use super::targets::{List, Targets, concerns};
+use super::targets::{List, Targets, concerns, of_app};
 use super::workers::{Ends, Workers};
 use crate::apps::AppRegistry;
 use crate::metrics::WEBHOOK_EVENTS_LOST;
@@ -269,9 +269,7 @@ impl Settling {
     }
 
     fn is_wanted(&self, app: &AppId, name: &str, channel: &str) -> bool {
-        let endpoints = self.targets.iter().map(|target| &target.endpoint);
-        (endpoints.filter(|endpoint| endpoint.app == *app))
-            .any(|endpoint| endpoint.wants(name, channel))
+        of_app(&self.targets, app).any(|endpoint| endpoint.wants(name, channel))
     }
 
     async fn append(&mut self, entries: Vec<Entry>) {

@@ -7,10 +7,10 @@
 //!
 //! [`journal`] has facts from the moment on at which they are true, [`settle`] makes events of
 //! them, [`store`] keeps them until every endpoint is done with them,
-//! [`deliver`] has the retries, [`queue`] the order. [`targets`] has the endpoints of now, which a new
-//! configuration replaces; each keeps its [worker](workers) as long as it stays as it is. What is
-//! under way is in the store before it is
+//! [`deliver`] has the retries, [`queue`] the order. What is under way is in the store before it is
 //! sent: whatever ends the process, a delivery is repeated with the same bytes and the same id.
+//! [`targets`] has the endpoints of now, which a new configuration replaces; each keeps its
+//! [worker](workers) as long as it stays as it is.
 
 mod cluster;
 mod deliver;

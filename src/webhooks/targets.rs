@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use super::StartError;
 use super::settings::Endpoint;
 use crate::backend::FactSink;
-use crate::model::{ChannelFact, ChannelId, FactKind};
+use crate::model::{AppId, ChannelFact, ChannelId, FactKind};
 use crate::transport::outbound::{Outbound, Reach};
 use crate::wire;
 
@@ -87,7 +87,13 @@ impl Targets {
 }
 
 pub(super) fn concerns(targets: &[Target], channel: &ChannelId, kind: &FactKind) -> bool {
+    of_app(targets, &channel.app).any(|endpoint| endpoint.concerns(&channel.name, kind))
+}
+
+pub(super) fn of_app<'t>(
+    targets: &'t [Target],
+    app: &'t AppId,
+) -> impl Iterator<Item = &'t Endpoint> {
     let endpoints = targets.iter().map(|target| &target.endpoint);
-    (endpoints.filter(|endpoint| endpoint.app == channel.app))
-        .any(|endpoint| endpoint.concerns(&channel.name, kind))
+    endpoints.filter(|endpoint| endpoint.app == *app)
 }
