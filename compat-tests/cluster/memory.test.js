@@ -87,10 +87,12 @@ test(`${ROUNDS} clients come to three nodes and go, and Redis keeps nothing of t
   for (let n = 0; n < 10; n += 1) await api.trigger(`cache-${n}`, 'kept', 'x'.repeat(100));
   await rounds(200);
   const settled = async (expected) => {
+    let left;
     await until(async () => {
-      const { json } = await api.get('/channels').then((answer) => ({ json: answer.json() }));
-      return Object.keys(json.channels).length === 0 && redis.cli('KEYS', '*:session:*') === '';
-    }, 'everybody has gone', 20_000);
+      const { channels } = (await api.get('/channels')).json();
+      left = { channels: Object.keys(channels), sessions: redis.cli('KEYS', '*:session:*') };
+      return left.channels.length === 0 && left.sessions === '';
+    }, () => `everybody has gone, but ${JSON.stringify(left)}`, 20_000);
     // What is silent for a second is given up.
     if (expected) await until(() => held().keys.length <= expected.keys.length, () => `${JSON.stringify(held())} is not ${JSON.stringify(expected)}`, 10_000);
     return held();
