@@ -286,6 +286,16 @@ impl Peers {
         others.is_none_or(|others| others.contains(&node))
     }
 
+    /// Says where all sessions of the house are. Those that ended just then were forgotten and came
+    /// back by that: they are forgotten again.
+    async fn say_again(&self, house: &dyn House) {
+        let ids = house.ids();
+        self.directory.refresh(house.name(), &ids).await;
+        for ended in ids.iter().filter(|id| !house.has(id)) {
+            self.directory.forget(house.name(), ended).await;
+        }
+    }
+
     fn alive(&self) -> MutexGuard<'_, Vec<u32>> {
         self.alive.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -476,7 +486,52 @@ async fn keep_directory(peers: Weak<Peers>) {
         }
         next = Instant::now() + directory::REFRESH_EVERY;
         for house in peers.houses.get().into_iter().flatten() {
-            peers.directory.refresh(house.name(), &house.ids()).await;
+            peers.say_again(house.as_ref()).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::redis::tests::with_one_node;
+
+    /// A house of which a session ends while it is asked for its sessions.
+    struct Ending;
+
+    impl House for Ending {
+        fn name(&self) -> HouseName {
+            "ending"
+        }
+
+        fn ids(&self) -> Vec<String> {
+            vec!["stays".to_owned(), "ends".to_owned()]
+        }
+
+        fn has(&self, id: &str) -> bool {
+            id == "stays"
+        }
+
+        fn shake_off<'a>(&'a self, _: &'a str) -> Done<'a, ()> {
+            Box::pin(async {})
+        }
+
+        fn depart<'a>(&'a self, _: &'a str) -> Done<'a, Option<Box<dyn Departure>>> {
+            Box::pin(async { None })
+        }
+
+        fn arrive<'a>(&'a self, _: &'a str, _: &'a [u8]) -> Done<'a, Option<Box<dyn Arrival>>> {
+            Box::pin(async { None })
+        }
+    }
+
+    #[tokio::test]
+    async fn the_directory_does_not_keep_what_ends_while_it_is_said_again() {
+        let (_server, redis) = with_one_node().await;
+        let peers = Peers::new(redis);
+        peers.note("ending", "ends").await;
+        peers.say_again(&Ending).await;
+        assert_eq!(peers.directory.find("ending", "stays").await, Place::Here);
+        assert_eq!(peers.directory.find("ending", "ends").await, Place::Nowhere);
     }
 }

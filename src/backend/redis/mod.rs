@@ -42,7 +42,7 @@ pub mod record;
 mod scripts;
 mod target;
 #[cfg(test)]
-mod tests;
+pub mod tests;
 mod unstated;
 mod view;
 
