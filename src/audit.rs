@@ -78,17 +78,19 @@ impl Client<'_> {
         tracing::info!(target: TARGET, action = "publish", app, socket_id, address, event, channels, by);
     }
 
-    /// `channels`: what it asked for, separated by spaces.
-    pub fn refused(&self, channels: &str, why: &str) {
+    /// `key`: one of the app that it signed with. `channels`: what it asked for, separated by spaces.
+    pub fn refused(&self, key: Option<&str>, channels: Option<&str>, why: &str) {
         if !REFUSALS.may_be_written() {
             return;
         }
-        let cut = channels.char_indices().nth(CHANNELS_CHARS_MAX);
-        let channels = &channels[..cut.map_or(channels.len(), |(at, _)| at)];
+        let channels = channels.map(|channels| {
+            let cut = channels.char_indices().nth(CHANNELS_CHARS_MAX);
+            &channels[..cut.map_or(channels.len(), |(at, _)| at)]
+        });
         let app = self.app.as_str();
         let socket_id = self.socket_id.map(tracing::field::display);
         let address = self.address.map(tracing::field::display);
-        tracing::info!(target: TARGET, action = "refuse", app, socket_id, address, channels, why);
+        tracing::info!(target: TARGET, action = "refuse", app, key, socket_id, address, channels, why);
     }
 }
 
@@ -100,14 +102,6 @@ pub fn connected(app: &AppId, socket_id: SocketId, address: IpAddr) {
 pub fn signed_in(app: &AppId, socket_id: SocketId, user: &str) {
     let app = app.as_str();
     tracing::info!(target: TARGET, action = "sign_in", app, %socket_id, user);
-}
-
-/// A signature for a private channel or a sign-in was wrong, or its key.
-pub fn signature_refused(app: &AppId, socket_id: SocketId, key: Option<&str>, why: &str) {
-    if REFUSALS.may_be_written() {
-        let app = app.as_str();
-        tracing::info!(target: TARGET, action = "refuse", app, %socket_id, key, why);
-    }
 }
 
 /// The server started, stopped, took a new configuration or refused one.

@@ -112,9 +112,11 @@ causes! {
         AppDisabled = "app_disabled",
         /// It is a page of somebody who is not allowed.
         Origin = "origin",
+        /// It named no version of Pusher's protocol, or one that is not served.
+        ProtocolVersion = "protocol_version",
         /// Its app wants TLS.
         NotOverTls = "not_over_tls",
-        /// There are as many sessions over HTTP as there may be.
+        /// There are as many sessions, of Bayeux or of Pusher over HTTP, as there may be.
         HttpSessions = "http_sessions",
         /// The app has as many connections as it may have.
         AppConnections = "app_connections",
@@ -136,6 +138,8 @@ causes! {
         Subscriptions = "subscriptions_per_connection_max",
         PresenceMembers = "presence_members_max",
         Signature = "signature",
+        /// Somebody else may do it, or the application said no.
+        Permission = "permission",
         /// A caller of the HTTP API showed none.
         ClientCertificate = "client_certificate",
     }

@@ -75,16 +75,61 @@ test('so is one that signs with a key of nobody, one that proves nothing in time
   const guarded = appNamed('guarded', { authorized_connections: true, authorized_connections_timeout_secs: 1 });
   const raptor = await startAudited({ apps: [APP, guarded], connections_per_address_max: 1 });
   const peer = await Peer.connect(raptor);
-  peer.askToSubscribe('private-room', { auth: `nobody:${'0'.repeat(64)}` });
-  await peer.receivesError(/Invalid key/);
-  assert.equal(await raptor.refusals('signature'), 1);
+  for (const [channel, auth, error] of [
+    ['private-room', `nobody:${'0'.repeat(64)}`, /Invalid key/],
+    ['private-room', `${APP.key}:${'0'.repeat(64)}`, /Invalid signature/],
+    ['private-room', '', /Auth info required/],
+    ['#server-to-user-ada', undefined, /Not signed in/],
+  ]) {
+    peer.askToSubscribe(channel, { auth });
+    await peer.receivesError(error);
+    assert.equal((await peer.frame()).channel, channel);
+  }
+  assert.deepEqual([await raptor.refusals('signature'), await raptor.refusals('permission')], [3, 1]);
   const unproven = await Peer.connect(raptor, { app: guarded, headers });
   await (await Peer.open(raptor, { headers })).isClosed(4100, 'Too many connections from this address');
   await unproven.isClosed(4009, 'Connection not authorized within timeout');
-  assert.deepEqual(await raptor.refused(3), [
-    { app: APP.id, socket_id: peer.socketId, why: 'unknown key' },
+  const [app, socket_id, channels] = [APP.id, peer.socketId, 'private-room'];
+  assert.deepEqual(await raptor.refused(6), [
+    { app, socket_id, channels, why: 'unknown key' },
+    { app, key: APP.key, socket_id, channels, why: 'signature' },
+    { app, socket_id, channels, why: 'no signature' },
+    { app, socket_id, channels: '#server-to-user-ada', why: 'not signed in as this user' },
     { address, why: 'Too many connections from this address' },
-    { app: guarded.id, socket_id: unproven.socketId, channels: '', why: 'Connection not authorized within timeout' },
+    { app: guarded.id, socket_id: unproven.socketId, why: 'Connection not authorized within timeout' },
+  ]);
+});
+
+test('so is one with a protocol that is not served, and one for which there is no session left', async () => {
+  const small = appNamed('small', { bayeux: { mounts: ['/small'], sessions_max: 1, client_publish: 'none' } });
+  const raptor = await startAudited({ apps: [APP, small], http_sessions_max: 1 });
+  const versions = [['protocol=3', 4007, 'Unsupported protocol version'], ['client=js', 4008, 'No protocol version supplied']];
+  for (const [query, code, why] of versions) await (await Peer.open(raptor, { query, headers })).isClosed(code, why);
+  assert.equal(await raptor.cutOffs('protocol_version'), versions.length);
+
+  const poll = (session) => fetch(`${raptor.url}/pusher/app/${APP.key}/000/${session}/xhr?protocol=7&client=js&version=8.4.0`, { method: 'POST', headers });
+  await poll('aaaaaaaa');
+  assert.match(await (await poll('bbbbbbbb')).text(), /4100/);
+  const handshake = { channel: '/meta/handshake', version: '1.0', supportedConnectionTypes: ['long-polling'] };
+  const ask = async (message) => {
+    const response = await fetch(`${raptor.url}/small`, { method: 'POST', headers: { ...headers, 'Content-Type': 'application/json' }, body: JSON.stringify([message]) });
+    return (await response.json())[0];
+  };
+  const { clientId } = await ask(handshake);
+  assert.equal((await ask(handshake)).error, '429::Too many requests');
+  assert.equal(await raptor.cutOffs('http_sessions'), 2);
+  assert.equal((await ask({ channel: '/news', clientId, data: 1 })).successful, false);
+  assert.equal((await ask({ channel: '/meta/subscribe', clientId, subscription: '/private/x', ext: { auth: `${small.key}:00` } })).successful, false);
+  assert.deepEqual([await raptor.refusals('signature'), await raptor.refusals('permission')], [1, 1]);
+
+  const [app, key] = [small.id, APP.key];
+  const lines = await raptor.refused(6);
+  assert.deepEqual(lines.map(({ socket_id, ...line }) => line), [
+    ...versions.map(([, , why]) => ({ key, address, why })),
+    { address, why: 'Too many sessions over HTTP' },
+    { app, address, channels: '/meta/handshake', why: 'Too many requests' },
+    { app, address, channels: '/news', why: 'Forbidden channel' },
+    { app, address, channels: '/private/x', why: 'Invalid signature' },
   ]);
 });
 

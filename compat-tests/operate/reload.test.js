@@ -167,7 +167,7 @@ test('the audit log tells who did what, and never what they said', async () => {
     { action: 'connect', app, socket_id: peer.socketId, address: '127.0.0.1' },
     { action: 'publish', app, key, address: '127.0.0.1', event: 'greeting', channels: 'a b' },
     { action: 'sign_in', app, socket_id: peer.socketId, user: 'ada' },
-    { action: 'refuse', app, socket_id: peer.socketId, key, why: 'signature' },
+    { action: 'refuse', app, key, socket_id: peer.socketId, channels: 'private-x', why: 'signature' },
     { action: 'refuse', app, key, address: '127.0.0.1', why: 'signature' },
     { action: 'terminate', app, key, address: '127.0.0.1', user: 'ada' },
     { action: 'reload' },

@@ -11,12 +11,14 @@ use super::permission::{Matter, Question, ShownHeaders};
 use super::site::{SUPPORTED, Site};
 use crate::audit;
 use crate::hub::Outbox;
+use crate::metrics::{CUT_OFFS, CutOff};
 use crate::model::now_ms;
 use crate::wire::bayeux::{
     APPLICATION_UNREACHABLE, Advice, BayeuxError, HANDSHAKE_DENIED, Handshake, Object,
     TOO_MANY_REQUESTS,
 };
 
+const CHANNEL: &str = "/meta/handshake";
 /// Before a client whose handshake made no sense may try again.
 const TRY_AGAIN_MS: u64 = 5_000;
 const WHEN_FULL_MS: u64 = 10_000;
@@ -39,7 +41,10 @@ impl Site {
                 request.accepted(&session.id, &SUPPORTED, &self.advice(), Some(&ext))
             }
             Err((error, advice)) => {
-                self.audit_refused(None, sender, "/meta/handshake", &error);
+                match error.reason {
+                    TOO_MANY_REQUESTS => self.audit_refused(None, sender, CHANNEL, &error),
+                    _ => self.note_refused(None, sender, CHANNEL, &error),
+                }
                 request.refused(&error, &SUPPORTED, &advice)
             }
         }
@@ -64,7 +69,7 @@ impl Site {
 
         let question = Question {
             matter: Matter::Handshake,
-            channel: "/meta/handshake",
+            channel: CHANNEL,
             client_id: None,
             subscription: None,
             ext: request.ext.json(),
@@ -99,7 +104,10 @@ impl Site {
         );
         let session = (self.sessions)
             .open(limits.session_lifetime, queue, client)
-            .map_err(|_| full())?;
+            .map_err(|_| {
+                CUT_OFFS.count(CutOff::HttpSessions);
+                full()
+            })?;
         session.client.open();
         self.note(&session).await;
         Ok(session)

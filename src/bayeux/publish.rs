@@ -28,7 +28,7 @@ impl Site {
         match self.try_publish(request, sender).await {
             Ok(()) => request.accepted(),
             Err(error) => {
-                self.audit_refused(request.client_id, sender, &request.channel, &error);
+                self.note_refused(request.client_id, sender, &request.channel, &error);
                 request.refused(&error)
             }
         }

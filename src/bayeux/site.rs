@@ -15,13 +15,14 @@ use super::settings::Settings;
 use crate::apps::{App, AppRegistry};
 use crate::audit;
 use crate::broker::Broker;
+use crate::metrics::{Limit, REFUSALS};
 use crate::model::AppId;
 use crate::peers::Peers;
 use crate::transport::outbound::OutboundError;
 use crate::transport::session::{Sessions, Vehicle};
 use crate::transport::websocket;
 use crate::transport::writer::Flushers;
-use crate::wire::bayeux::{Advice, BayeuxError, ConnectionType, Given};
+use crate::wire::bayeux::{Advice, BayeuxError, ConnectionType, Given, INVALID_SIGNATURE};
 
 /// How often sessions are looked through for those whose time is over.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -218,8 +219,8 @@ impl Site {
         }
     }
 
-    /// Writes down that somebody was refused what it may not do.
-    pub fn audit_refused(
+    /// Counts and writes down that somebody was refused what it may not do.
+    pub fn note_refused(
         &self,
         client_id: Option<Given>,
         sender: &Sender,
@@ -227,15 +228,29 @@ impl Site {
         error: &BayeuxError,
     ) {
         if error.reason.is_denial() {
-            let id = client_id.and_then(Given::text);
-            let session = id.and_then(|id| self.sessions.find(&id));
-            let client = audit::Client {
-                app: &self.app_id,
-                socket_id: session.map(|session| session.client.socket_id),
-                address: Some(sender.address),
-            };
-            client.refused(asked, error.reason.text());
+            REFUSALS.count(match error.reason {
+                INVALID_SIGNATURE => Limit::Signature,
+                _ => Limit::Permission,
+            });
+            self.audit_refused(client_id, sender, asked, error);
         }
+    }
+
+    pub fn audit_refused(
+        &self,
+        client_id: Option<Given>,
+        sender: &Sender,
+        asked: &str,
+        error: &BayeuxError,
+    ) {
+        let id = client_id.and_then(Given::text);
+        let session = id.and_then(|id| self.sessions.find(&id));
+        let client = audit::Client {
+            app: &self.app_id,
+            socket_id: session.map(|session| session.client.socket_id),
+            address: Some(sender.address),
+        };
+        client.refused(None, Some(asked), error.reason.text());
     }
 
     /// Ends a session in order: it leaves all its channels first.

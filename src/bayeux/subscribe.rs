@@ -52,7 +52,7 @@ impl Site {
                 let asked = request.subscription.as_ref().map(|s| s.elements());
                 let asked = asked.into_iter().flatten().filter_map(|name| name.text());
                 let asked: Vec<_> = asked.collect();
-                self.audit_refused(request.client_id, sender, &asked.join(" "), &error);
+                self.note_refused(request.client_id, sender, &asked.join(" "), &error);
                 request.refused(&error)
             }
         }

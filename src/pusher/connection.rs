@@ -155,6 +155,18 @@ impl Connection {
         }
     }
 
+    fn note_refused(
+        &self,
+        limit: Limit,
+        key: Option<&str>,
+        channel: Option<&ChannelName>,
+        why: &str,
+    ) {
+        REFUSALS.count(limit);
+        let channel = channel.map(ChannelName::as_str);
+        self.in_audit_log().refused(key, channel, why);
+    }
+
     fn reply(&self, event: String) {
         self.outbox.push(self.encoding.frame(event));
     }
@@ -269,29 +281,33 @@ impl Connection {
             }
         };
         if auth.is_empty() {
+            self.note_refused(Limit::Signature, None, Some(channel), "no signature");
             let message = format!("Auth info required to subscribe to {channel}");
             return Err(Refusal::not_authorised(message));
         }
         let socket_id = self.socket_id.to_string();
         let signed = auth::subscription_text(&socket_id, channel.as_str(), channel_data);
-        self.verify(auth, &signed)?;
+        self.verify(auth, &signed, Some(channel))?;
         Ok(channel_data)
     }
 
     /// `auth` is `KEY:SIGNATURE` with any of the app's keys. The answer to a wrong signature
     /// tells what should have been signed, never the expected digest (`pusher.md` 1.7).
-    fn verify(&self, auth: &str, signed: &str) -> Result<(), Refusal> {
+    fn verify(
+        &self,
+        auth: &str,
+        signed: &str,
+        channel: Option<&ChannelName>,
+    ) -> Result<(), Refusal> {
         let (key, signature) = split_auth(auth);
         let Some(app_key) = self.app.key(key) else {
             let key = abridged(key);
-            REFUSALS.count(Limit::Signature);
-            audit::signature_refused(&self.app.id, self.socket_id, None, "unknown key");
+            self.note_refused(Limit::Signature, None, channel, "unknown key");
             let message = format!("Invalid key in subscription auth data: '{key}'");
             return Err(Refusal::not_authorised(message));
         };
         if !app_key.secret.verify(signed.as_bytes(), signature) {
-            REFUSALS.count(Limit::Signature);
-            audit::signature_refused(&self.app.id, self.socket_id, Some(key), "signature");
+            self.note_refused(Limit::Signature, Some(key), channel, "signature");
             let signature = abridged(signature);
             let message = format!(
                 "Invalid signature: Expected HMAC SHA256 hex digest of {signed}, but got {signature}"
@@ -352,6 +368,8 @@ impl Connection {
         if signed_in.is_some() && signed_in == channel.addressed_user() {
             return Ok(());
         }
+        let why = "not signed in as this user";
+        self.note_refused(Limit::Permission, None, Some(channel), why);
         let message = format!("Not signed in as the user of channel {channel}");
         Err(Refusal::not_authorised(message))
     }
@@ -453,7 +471,8 @@ impl Connection {
         let (TextField::Text(auth), TextField::Text(text)) = (auth, user_data) else {
             return Err(Refusal::not_authorised("Auth info required to sign in"));
         };
-        self.verify(&auth, &auth::user_text(&self.socket_id.to_string(), &text))?;
+        let signed = auth::user_text(&self.socket_id.to_string(), &text);
+        self.verify(&auth, &signed, None)?;
         let Some(UserData { user, watchlist }) = pusher::parse_user_data(&text) else {
             let message = "Invalid user_data: it must be a JSON object with a non-empty string id";
             return Err(Refusal::not_authorised(message));
@@ -523,7 +542,7 @@ impl Conversation for Connection {
     fn on_deadline(&mut self) -> Result<(), Close> {
         CUT_OFFS.count(CutOff::NotAuthorized);
         let (_, why) = close::NOT_AUTHORIZED_IN_TIME;
-        self.in_audit_log().refused("", why);
+        self.in_audit_log().refused(None, None, why);
         Err(close::close(close::NOT_AUTHORIZED_IN_TIME))
     }
 

@@ -27,7 +27,8 @@ pub fn check(
         CUT_OFFS.count(CutOff::NotOverTls);
         return Err(close(close::NOT_OVER_TLS));
     }
-    check_protocol(query, front.assume_protocol)?;
+    check_protocol(query, front.assume_protocol)
+        .inspect_err(|_| CUT_OFFS.count(CutOff::ProtocolVersion))?;
     let origin = origin.map(|o| o.to_str().unwrap_or_default());
     if !app.allows_origin(origin) {
         CUT_OFFS.count(CutOff::Origin);

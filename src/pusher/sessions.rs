@@ -7,6 +7,7 @@
 //! ```
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -22,6 +23,7 @@ use super::numbers::{Browsers, Numbers, Stamp};
 use super::sockjs::{self, Visitor};
 use super::stats::Stats;
 use super::{Front, close};
+use crate::audit;
 use crate::hub::{Frame, Outbox};
 use crate::metrics::{CUT_OFFS, CutOff, Page};
 use crate::peers::{Elsewhere, Peers, Search};
@@ -197,10 +199,11 @@ impl Fallback {
     }
 
     /// The session of this id, or a new one with what `open` makes. `Err` says how the client is
-    /// turned away.
+    /// turned away, which comes from this address.
     pub fn find_or_open(
         &self,
         id: &str,
+        address: IpAddr,
         open: impl FnOnce(&Arc<Outbox>) -> Result<(Talk, Numbers), Close>,
     ) -> Result<ClientSession, Close> {
         let found = self.sessions.find_or_open(id, NEXT_REQUEST_WITHIN, || {
@@ -212,7 +215,13 @@ impl Fallback {
             Turned::Away(close) => close,
             Turned::NoRoom => {
                 CUT_OFFS.count(CutOff::HttpSessions);
-                close::close(close::TOO_MANY_SESSIONS)
+                let close = close::close(close::TOO_MANY_SESSIONS);
+                let stranger = audit::Stranger {
+                    address: Some(address),
+                    ..Default::default()
+                };
+                stranger.refused(&close.reason);
+                close
             }
         })
     }

@@ -148,7 +148,7 @@ pub async fn receive(request: &Request, session_id: &str, receiver: Receiver) ->
         Err(why) => return text(StatusCode::INTERNAL_SERVER_ERROR, why),
     };
     let fallback = &request.fallback;
-    let opened = fallback.find_or_open(session_id, |_| {
+    let opened = fallback.find_or_open(session_id, request.peer.address, |_| {
         let by = Instant::now() + PATH_WITHIN;
         let numbers =
             (fallback.browsers).numbers(request.peer.address, &request.headers, session_id);

@@ -27,7 +27,7 @@ use crate::wire::sockjs::{self, ANSWER_UNITS_MAX, Framing, OPEN};
 /// session opens it.
 pub async fn receive(request: &Request, key: &str, session_id: &str, vehicle: Vehicle) -> Response {
     let fallback = &request.fallback;
-    let opened = fallback.find_or_open(session_id, |outbox| {
+    let opened = fallback.find_or_open(session_id, request.peer.address, |outbox| {
         let Request {
             query,
             headers,
