@@ -1,7 +1,7 @@
 # docker build -t raptor . && docker run -p 6001:6001 -v $PWD/raptor.toml:/etc/raptor/raptor.toml:ro raptor
 FROM rust:1-slim-trixie AS build
-# SQLite, which keeps webhooks, is C.
-RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+# SQLite, which keeps webhooks, and the allocator are C.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev make && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
 RUN cargo build --release --locked

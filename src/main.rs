@@ -14,6 +14,9 @@ use raptor::webhooks::Archive;
 
 use cli::{Command, Wish};
 
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let outcome = match Command::given() {
