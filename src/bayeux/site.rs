@@ -236,7 +236,8 @@ impl Site {
         }
     }
 
-    pub fn audit_refused(
+    /// Only writes it down: what is counted elsewhere, or is no denial.
+    pub(super) fn audit_refused(
         &self,
         client_id: Option<Given>,
         sender: &Sender,

@@ -45,16 +45,11 @@ fn start(url: &str, prefix: &str) -> TestNode {
     }
 }
 
-/// A server of its own, with a node that is connected to it.
-pub async fn with_one_node() -> (impl Drop, Arc<Redis>) {
-    let server = RedisServer::start(&[]).await;
-    let (sink, _) = fact_queue(1);
-    let (hub, ids) = (Arc::new(Hub::new()), Arc::new(IdSource::new(1)));
-    let redis = start_redis(&server.url(), "one", &hub, &ids, sink);
-    timeout(SOON, redis.connected())
-        .await
-        .expect("no connection");
-    (server, redis)
+/// A node that is connected to a server of its own, as long as the first is there.
+pub async fn with_one_node() -> (impl Sized, Arc<Redis>) {
+    let setup = faults::Setup::of(1).await;
+    let redis = setup.nodes[0].redis.clone();
+    (setup, redis)
 }
 
 fn start_redis(
