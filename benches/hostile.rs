@@ -35,7 +35,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 
 /// What is tried, how many listen meanwhile, how many events are sent a second and for how many
 /// seconds in each phase, and how much slower the others may become.
-const ATTACKS: [(&str, Load); 8] = [
+const ATTACKS: [(&str, Load); 11] = [
     ("slow-loris", Load::FEW),
     ("half-open", Load::FEW),
     ("large-messages", Load::FEW),
@@ -43,6 +43,9 @@ const ATTACKS: [(&str, Load); 8] = [
     ("bombs", Load::FEW),
     ("subscriptions", Load::FEW),
     ("flood", Load::FEW),
+    ("pings", Load::FEW),
+    ("bayeux-flood", Load::FEW),
+    ("requests", Load::FEW),
     ("stopped", Load::MANY),
 ];
 const CONNECTIONS: usize = 1_000;
@@ -355,7 +358,7 @@ async fn attack(name: &str, ports: [u16; 2]) {
     let tasks = match name {
         "slow-loris" | "half-open" | "stopped" => CONNECTIONS,
         "subscriptions" => 1,
-        "flood" => 2,
+        "flood" | "pings" | "bayeux-flood" | "requests" => 2,
         _ => 8,
     };
     let (say, said) = watch::channel(false);
@@ -400,6 +403,9 @@ async fn once(name: &str, [port, tls_port]: [u16; 2]) -> io::Result<()> {
         "bombs" => bombs(port).await,
         "subscriptions" => subscriptions(port).await,
         "flood" => flood(port).await,
+        "pings" => pings(port).await,
+        "bayeux-flood" => bayeux_flood(port).await,
+        "requests" => requests(port).await,
         other => panic!("no attack is called {other}"),
     }
 }
@@ -544,4 +550,63 @@ async fn flood(port: u16) -> io::Result<()> {
         socket.send(r#"{"event":"pusher:ping","data":{}}"#).await;
         socket.expect("pusher:pong").await;
     }
+}
+
+/// Questions whether anybody is there, by both ways.
+async fn pings(port: u16) -> io::Result<()> {
+    let mut stream = connect(port).await?;
+    stream.write_all(UPGRADE.as_bytes()).await?;
+    let (mut answers, mut questions) = stream.into_split();
+    let ping = [
+        &[0x81, 0x80 | 23, 0, 0, 0, 0][..],
+        br#"{"event":"pusher:ping"}"#,
+    ]
+    .concat();
+    let many = [ping, vec![0x89, 0x80, 0, 0, 0, 0]].concat().repeat(100);
+    tokio::join!(
+        async { while questions.write_all(&many).await.is_ok() {} },
+        async {
+            while answers
+                .read(&mut [0; 65_536])
+                .await
+                .is_ok_and(|read| read > 0)
+            {}
+        },
+    );
+    Ok(())
+}
+
+/// Messages that are refused, over a WebSocket.
+async fn bayeux_flood(port: u16) -> io::Result<()> {
+    let mut socket = WebSocket::connect(port, "/faye").await;
+    let message = r#"{"channel":"/private/room","data":"x"}"#;
+    let many = format!("[{}]", [message; 10].join(","));
+    loop {
+        socket.send(&many).await;
+        socket.expect("false").await;
+    }
+}
+
+/// Requests that are refused, by connections that are kept.
+async fn requests(port: u16) -> io::Result<()> {
+    let message = r#"{"channel":"/private/room","data":"x"}"#;
+    let body = format!("[{}]", [message; 10].join(","));
+    let length = body.len();
+    let refused = format!(
+        "POST /faye HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\n\r\n{body}\
+         GET /apps/1/channels HTTP/1.1\r\nHost: x\r\n\r\n"
+    );
+    let (mut answers, mut questions) = connect(port).await?.into_split();
+    tokio::join!(
+        async { while questions.write_all(refused.as_bytes()).await.is_ok() {} },
+        async {
+            while answers
+                .read(&mut [0; 65_536])
+                .await
+                .is_ok_and(|read| read > 0)
+            {}
+        },
+    );
+    Ok(())
 }

@@ -129,6 +129,9 @@ pub struct Limits {
     pub user_id_chars_max: usize,
     /// Per connection.
     pub client_events_per_sec_max: usize,
+    /// Per connection; whoever sends more is read no faster. Pings, unsubscriptions and whatever is
+    /// refused: what a client may repeat without end, as nothing of it lasts.
+    pub control_messages_per_sec_max: usize,
     /// Of the application; an event counts once for each of its channels.
     pub backend_events_per_sec_max: Option<NonZeroUsize>,
     pub watchlist_ids_max: usize,
@@ -152,6 +155,7 @@ impl Default for Limits {
             user_info_bytes_max: 1_024,
             user_id_chars_max: 128,
             client_events_per_sec_max: 10,
+            control_messages_per_sec_max: 1_000,
             backend_events_per_sec_max: None,
             watchlist_ids_max: 100,
             cache_ttl: Duration::from_secs(1_800),

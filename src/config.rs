@@ -75,6 +75,8 @@ pub struct ServerSettings {
     pub inbound_message_bytes_max: usize,
     /// Of one IPv4 address, or of one IPv6 network of 64 bits.
     pub connections_per_address_max: Option<NonZeroUsize>,
+    /// Of one HTTP connection, beyond which it is read no faster.
+    pub refused_requests_per_sec_max: usize,
     /// Believed when they say for whom they ask.
     pub trusted_proxies: TrustedProxies,
     /// What may wait for all connections together.
@@ -182,6 +184,7 @@ impl Default for ServerSettings {
             request_body_bytes_max: 1_048_576,
             inbound_message_bytes_max: 65_536,
             connections_per_address_max: None,
+            refused_requests_per_sec_max: 1_000,
             trusted_proxies: TrustedProxies(
                 (LOOPBACK.iter())
                     .filter_map(|network| Network::parse(network))

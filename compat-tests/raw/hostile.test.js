@@ -16,7 +16,8 @@ const SUBSCRIPTIONS = 100_000;
 /** What a publisher and its subscriber wait for at most while a flood goes on that keeps this very process busy too; a stalled server takes longer. */
 const LATENCY_MS_MAX = 2_000;
 
-const greedy = appNamed('greedy', { limits: { subscriptions_per_connection_max: 1_000 } });
+/** All that it asks for is refused at once; how others are held up, `operate/held-up` shows. */
+const greedy = appNamed('greedy', { limits: { subscriptions_per_connection_max: 1_000, control_messages_per_sec_max: 1_000_000 } });
 const raptor = await startObserved({ config: { apps: [APP, greedy], handshake_timeout_secs: 2 } });
 const api = new Api(raptor, APP);
 const cutOffs = (cause) => sample(raptor, `raptor_cut_offs_total{cause="${cause}"}`);

@@ -16,6 +16,8 @@ pub struct Answers {
     pub connects: Vec<Connecting>,
     /// Whether there was a handshake.
     pub has_opened: bool,
+    /// All messages but those that were published.
+    pub control_messages: usize,
 }
 
 /// Who sent a request, or opened the WebSocket.
@@ -31,7 +33,10 @@ impl Site {
         messages: &[IncomingMessage<'_>],
         sender: &Sender,
     ) -> Answers {
-        let mut answers = Answers::default();
+        let mut answers = Answers {
+            control_messages: messages.len().max(1),
+            ..Answers::default()
+        };
         for message in messages {
             let reply = match message {
                 IncomingMessage::Handshake(request) => {
@@ -48,7 +53,13 @@ impl Site {
                 IncomingMessage::Disconnect(request) => self.disconnect(request).await,
                 IncomingMessage::Subscribe(request) => self.subscribe(request, sender).await,
                 IncomingMessage::Unsubscribe(request) => self.unsubscribe(request).await,
-                IncomingMessage::Publish(request) => self.publish(request, sender).await,
+                IncomingMessage::Publish(request) => match self.publish(request, sender).await {
+                    Ok(reply) => {
+                        answers.control_messages -= 1;
+                        reply
+                    }
+                    Err(reply) => reply,
+                },
                 IncomingMessage::Invalid(request) => request.refused(),
             };
             answers.replies.push(reply);

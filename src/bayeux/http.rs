@@ -29,7 +29,7 @@ use super::{event_source, files, websocket};
 use crate::audit;
 use crate::metrics::{CUT_OFFS, CutOff};
 use crate::peers::{Elsewhere, PassedOn, Relayed, Tries, misdirected, unavailable};
-use crate::transport::http::{BodyError, read_body, text, to_the_end};
+use crate::transport::http::{BodyError, Refused, read_body, text, to_the_end};
 use crate::transport::peer::Peer;
 use crate::transport::receipt::{self, Receipts};
 use crate::transport::session::Carrier;
@@ -284,6 +284,7 @@ async fn respond(request: &Request, mut texts: Vec<String>, callback: Option<&st
         replies,
         connects,
         has_opened,
+        control_messages,
     } = answers;
     let counts_browsers = site.settings.browser_polls_max.is_some();
     let browser = match counts_browsers {
@@ -325,6 +326,7 @@ async fn respond(request: &Request, mut texts: Vec<String>, callback: Option<&st
             );
         }),
     };
+    response.extensions_mut().insert(Refused(control_messages));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     let uncached = HeaderValue::from_static("no-cache, no-store");

@@ -23,13 +23,17 @@ use crate::wire::bayeux::{
 
 impl Site {
     /// `data` is required, `clientId` is not; proofs that the app asks for stand in `ext`, or in
-    /// `signature`.
-    pub(super) async fn publish(&self, request: &Publish<'_>, sender: &Sender) -> String {
+    /// `signature`. Both are replies; `Err` is that to a refused one.
+    pub(super) async fn publish(
+        &self,
+        request: &Publish<'_>,
+        sender: &Sender,
+    ) -> Result<String, String> {
         match self.try_publish(request, sender).await {
-            Ok(()) => request.accepted(),
+            Ok(()) => Ok(request.accepted()),
             Err(error) => {
                 self.note_refused(request.client_id, sender, &request.channel, &error);
-                request.refused(&error)
+                Err(request.refused(&error))
             }
         }
     }

@@ -16,7 +16,10 @@ use super::encoding::message_of;
 use super::exchange::{Answers, Sender};
 use super::http::Request;
 use super::site::Site;
+use crate::apps::Limits;
+use crate::broker::Rate;
 use crate::hub::{Closing, Frame, Outbox};
+use crate::metrics::Limit;
 use crate::transport::session::{Carrier, Parted, Vehicle};
 use crate::transport::websocket::{Close, Conversation, Upgrade};
 use crate::transport::writer::Source;
@@ -24,6 +27,7 @@ use crate::wire::bayeux::{join, parse};
 
 /// Faye passes over what it cannot read; who sends nothing else is no Bayeux client.
 const UNREADABLE_MAX: u32 = 10;
+const LIMIT: Limit = Limit::ControlMessages;
 
 pub fn answer(request: Request) -> Response {
     let Request {
@@ -51,6 +55,10 @@ pub fn answer(request: Request) -> Response {
     let settings = site.websocket.clone();
     upgrade.serve(settings, move || {
         let bytes_max = site.settings.limits.queue_bytes_max;
+        let limits = site
+            .app()
+            .map_or_else(Limits::default, |app| app.limits.clone());
+        let per_sec = limits.control_messages_per_sec_max;
         Ok(Socket {
             outgoing: Arc::new(Outgoing {
                 site,
@@ -59,6 +67,7 @@ pub fn answer(request: Request) -> Response {
             }),
             sender,
             unreadable: 0,
+            control_messages: Rate::per_sec(per_sec),
         })
     })
 }
@@ -68,6 +77,7 @@ struct Socket {
     sender: Sender,
     /// How many messages in all could not be read.
     unreadable: u32,
+    control_messages: Rate,
 }
 
 /// What a socket sends: replies, and the events of the session that it carries.
@@ -189,7 +199,10 @@ impl Conversation for Socket {
         };
         let visits = site.bring(&messages).await;
         let Answers {
-            replies, connects, ..
+            replies,
+            connects,
+            control_messages,
+            ..
         } = site.answer(&messages, &self.sender).await;
         drop(visits);
         // Older clients send an empty array now and then, and have it answered.
@@ -199,7 +212,12 @@ impl Conversation for Socket {
         for connecting in connects {
             self.outgoing.connect(connecting);
         }
+        self.control_messages.pace(control_messages, LIMIT).await;
         Ok(())
+    }
+
+    async fn on_ping(&mut self) {
+        self.control_messages.pace(1, LIMIT).await;
     }
 
     fn deadline(&self) -> Option<Instant> {

@@ -5,9 +5,13 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
+use crate::metrics::{Limit, REFUSALS};
 use crate::model::AppId;
+
+/// Whoever is held up is not looked at for each single message.
+const HELD_UP_AT_LEAST: Duration = Duration::from_millis(50);
 
 /// Allows a number of events at once, and as many again evenly over each second.
 pub struct Rate {
@@ -47,6 +51,17 @@ impl Rate {
         Ok(())
     }
 
+    /// As `allows`, but waits until there is room, and counts that.
+    pub async fn pace(&mut self, events: usize, limit: Limit) {
+        if events == 0 {
+            return;
+        }
+        while let Err(wait) = self.allows(events) {
+            REFUSALS.count(limit);
+            sleep(wait.max(HELD_UP_AT_LEAST)).await;
+        }
+    }
+
     /// From now on as many as this.
     pub fn change(&mut self, events_max: usize) {
         self.per_sec = events_max as f64;
@@ -83,6 +98,23 @@ mod tests {
         tokio::time::advance(Duration::from_secs(60)).await;
         assert_eq!((0..20).filter(|_| rate.allows_one_more()).count(), 10);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_goes_beyond_it_is_held_up_and_gets_all_of_it() {
+        let (mut rate, begin) = (Rate::per_sec(100), Instant::now());
+        for _ in 0..100 {
+            rate.pace(1, Limit::ControlMessages).await;
+        }
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+        for _ in 0..200 {
+            rate.pace(1, Limit::ControlMessages).await;
+        }
+        let took = begin.elapsed();
+        assert!((1_950..=2_050).contains(&took.as_millis()), "{took:?}");
+        rate.pace(0, Limit::ControlMessages).await;
+        assert_eq!(begin.elapsed(), took);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn apps_have_a_rate_each_and_large_requests_are_owed() {
         let (rates, app, other) = (AppRates::default(), AppId::new("1"), AppId::new("2"));

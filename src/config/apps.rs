@@ -348,6 +348,10 @@ fn limits(table: &mut Section, server: &ServerSettings) -> Limits {
             "client_events_per_sec_max",
             default.client_events_per_sec_max,
         ),
+        control_messages_per_sec_max: count(
+            "control_messages_per_sec_max",
+            default.control_messages_per_sec_max,
+        ),
         backend_events_per_sec_max: backend_events_max,
         watchlist_ids_max: count("watchlist_ids_max", default.watchlist_ids_max),
         cache_ttl,

@@ -180,6 +180,11 @@ fn server_settings(root: &mut Section, listen: Option<&Sited<SocketAddr>>) -> Se
             default.inbound_message_bytes_max,
         ),
         connections_per_address_max: unlimited_or(root, "connections_per_address_max"),
+        refused_requests_per_sec_max: root.count(
+            "refused_requests_per_sec_max",
+            1..=1_000_000_000,
+            default.refused_requests_per_sec_max,
+        ),
         trusted_proxies: trusted_proxies(root).unwrap_or(default.trusted_proxies),
         outbox_bytes_total_max: root.count(
             "outbox_bytes_total_max",

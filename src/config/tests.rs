@@ -137,6 +137,7 @@ fn every_key_reaches_its_place() {
             request_body_bytes_max: 2_097_152,
             inbound_message_bytes_max: 32_768,
             connections_per_address_max: NonZeroUsize::new(50),
+            refused_requests_per_sec_max: 300,
             trusted_proxies: TrustedProxies(
                 ["10.0.0.0/8", "::1"]
                     .map(|n| Network::parse(n).unwrap())
@@ -188,6 +189,7 @@ fn every_key_reaches_its_place() {
             user_info_bytes_max: 2048,
             user_id_chars_max: 64,
             client_events_per_sec_max: 5,
+            control_messages_per_sec_max: 200,
             backend_events_per_sec_max: NonZeroUsize::new(500),
             watchlist_ids_max: 30,
             cache_ttl: secs(600),

@@ -32,6 +32,7 @@ pub struct Connection {
     encoding: &'static Pusher,
     membership: Membership,
     client_events: Rate,
+    control_messages: Rate,
     /// By when it has to sign in or subscribe to a private channel, if it has to and has not.
     authorize_by: Option<Instant>,
     admission: Admission,
@@ -70,6 +71,7 @@ impl Connection {
         };
         Ok(Self {
             client_events: Rate::per_sec(app.limits.client_events_per_sec_max),
+            control_messages: Rate::per_sec(app.limits.control_messages_per_sec_max),
             authorize_by,
             membership: Membership::new(front.broker.clone(), app.clone(), subscriber),
             admission,
@@ -112,6 +114,7 @@ impl Connection {
             .ok()?;
         Some(Self {
             client_events: Rate::per_sec(app.limits.client_events_per_sec_max),
+            control_messages: Rate::per_sec(app.limits.control_messages_per_sec_max),
             authorize_by: authorize_within.map(|within| Instant::now() + within),
             membership,
             admission,
@@ -182,9 +185,11 @@ impl Connection {
         self.reply(refusal.to_subscription_error(channel));
     }
 
-    async fn on_subscribe(&mut self, request: Subscribe) {
+    /// Whether it is accepted.
+    async fn on_subscribe(&mut self, request: Subscribe) -> bool {
         let TextField::Text(name) = &request.channel else {
-            return self.refuse(&missing_channel());
+            self.refuse(&missing_channel());
+            return false;
         };
         let limit = self.app.limits.channel_name_chars_max;
         let channel = match ChannelName::parse(name, limit) {
@@ -193,16 +198,20 @@ impl Connection {
                 let name = abridged(name);
                 let message = format!("Invalid channel name {name}: {why}");
                 let refusal = Refusal::invalid_channel(message);
-                return self.refuse_subscription(&name, &refusal);
+                self.refuse_subscription(&name, &refusal);
+                return false;
             }
         };
         if self.membership.held().channels.contains_key(&channel) {
             let message = format!("Existing subscription to channel {channel}");
-            return self.refuse(&Refusal::plain(message));
+            self.refuse(&Refusal::plain(message));
+            return false;
         }
-        if let Err(refusal) = self.subscribe(&channel, &request).await {
-            self.refuse_subscription(channel.as_str(), &refusal);
+        let subscribed = self.subscribe(&channel, &request).await;
+        if let Err(refusal) = &subscribed {
+            self.refuse_subscription(channel.as_str(), refusal);
         }
+        subscribed.is_ok()
     }
 
     async fn subscribe(
@@ -386,10 +395,13 @@ impl Connection {
         }
     }
 
-    async fn on_trigger(&mut self, trigger: Trigger) {
-        if let Err(refusal) = self.trigger(trigger).await {
-            self.refuse(&refusal);
+    /// Whether it is accepted.
+    async fn on_trigger(&mut self, trigger: Trigger) -> bool {
+        let triggered = self.trigger(trigger).await;
+        if let Err(refusal) = &triggered {
+            self.refuse(refusal);
         }
+        triggered.is_ok()
     }
 
     /// All conditions of `pusher.md` 3.
@@ -515,13 +527,18 @@ impl Conversation for Connection {
 
     async fn on_text(&mut self, text: &str) -> Result<(), Close> {
         self.app = current(&self.front, &self.app)?;
+        let mut has_limit_of_its_own = false;
         match pusher::parse(text) {
             Ok(ClientEvent::Ping) => self.reply(pusher::pong()),
             Ok(ClientEvent::Pong) => {}
-            Ok(ClientEvent::Subscribe(request)) => self.on_subscribe(request).await,
+            Ok(ClientEvent::Subscribe(request)) => {
+                has_limit_of_its_own = self.on_subscribe(request).await;
+            }
             Ok(ClientEvent::Unsubscribe { channel }) => self.on_unsubscribe(channel).await,
             Ok(ClientEvent::SignIn { auth, user_data }) => self.on_sign_in(auth, user_data).await,
-            Ok(ClientEvent::Trigger(trigger)) => self.on_trigger(trigger).await,
+            Ok(ClientEvent::Trigger(trigger)) => {
+                has_limit_of_its_own = self.on_trigger(trigger).await;
+            }
             Ok(ClientEvent::Unsupported { name }) => {
                 let name = abridged(&name);
                 let message = format!("Unsupported event received on socket: {name}");
@@ -532,7 +549,14 @@ impl Conversation for Connection {
         if self.authorize_by.is_none() {
             count(&mut self.admission, &self.app)?;
         }
+        if !has_limit_of_its_own {
+            self.control_messages.pace(1, Limit::ControlMessages).await;
+        }
         Ok(())
+    }
+
+    async fn on_ping(&mut self) {
+        self.control_messages.pace(1, Limit::ControlMessages).await;
     }
 
     fn deadline(&self) -> Option<Instant> {

@@ -1,10 +1,12 @@
 //! HTTP on a connection, and the URL table.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +18,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::sync::Notify;
+use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use warp::Filter;
@@ -25,9 +28,10 @@ use warp::reply::Response;
 
 use super::Status;
 use super::live::Live;
+use crate::broker::Rate;
 use crate::config::ServerSettings;
-use crate::metrics::{CUT_OFFS, CutOff, HTTP_ANSWERS};
-use crate::transport::http::text;
+use crate::metrics::{CUT_OFFS, CutOff, HTTP_ANSWERS, Limit};
+use crate::transport::http::{Refused, text};
 use crate::transport::peer::{Addresses, Peer, Room, Seat};
 use crate::transport::receipt::{Connection, Receipted, Receipts};
 use crate::transport::websocket::is_websocket_request;
@@ -113,8 +117,10 @@ pub async fn serve(
     let has_asked = Arc::new(Asked::default());
     let asks = has_asked.clone();
     let head_timeout = settings.handshake_timeout;
+    let refused_per_sec_max = settings.refused_requests_per_sec_max;
     drop(serving);
     let service = service_fn(move |mut request: Request<Incoming>| {
+        let asks = asks.clone();
         asks.note();
         let serving = live.get();
         let settings = &serving.settings;
@@ -126,9 +132,14 @@ pub async fn serve(
         request.extensions_mut().insert(peer);
         request.extensions_mut().insert(receipts.clone());
         strip_prefix(&mut request, &settings.path_prefix);
+        // A proxy's connection serves many, of whom one must not slow the others.
+        let is_passed_on = peer.address != address;
         let answer = (serving.answer)(request);
         async move {
             let answer = answer.await;
+            if !is_passed_on {
+                asks.note_answer(&answer);
+            }
             HTTP_ANSWERS.count(answer.status().as_u16());
             Ok::<_, Infallible>(answer)
         }
@@ -141,11 +152,19 @@ pub async fn serve(
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut served = pin!(served);
+    let mut refusals = Rate::per_sec(refused_per_sec_max);
     let mut head_is_due = pin!(sleep(head_timeout));
     let (mut was_due, mut is_stopping) = (false, false);
     let ended = loop {
         tokio::select! {
-            ended = &mut served => break ended,
+            ended = turn(served.as_mut(), &has_asked) => match ended {
+                Some(ended) => break ended,
+                None => {
+                    let refused = has_asked.refused.swap(0, Ordering::Relaxed);
+                    refusals.pace(refused, Limit::RefusedRequests).await;
+                    give_way().await;
+                }
+            },
             () = &mut head_is_due, if !was_due => {
                 was_due = true;
                 if !has_asked.is_true() {
@@ -180,22 +199,60 @@ async fn to_stop(stopping: &CancellationToken, has_asked: &Asked) {
     let _ = timeout(FIRST_REQUEST_WITHIN, has_asked.becomes_true()).await;
 }
 
-/// Whether there was a request on a connection.
+/// Serves until the connection has ended, or others should have their turn: hyper answers requests
+/// that are there already one after the other, and wakes itself for more. `None` also after a refusal.
+async fn turn<S: Future>(mut served: Pin<&mut S>, asked: &Asked) -> Option<S::Output> {
+    poll_fn(|cx| {
+        let before = asked.times();
+        match served.as_mut().poll(cx) {
+            Poll::Ready(ended) => Poll::Ready(Some(ended)),
+            Poll::Pending if asked.times() > before + 1 || asked.is_refused() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Lets others run, and has the runtime look for those who woke up meanwhile.
+async fn give_way() {
+    // A wake-up that is due already ends the first.
+    yield_now().await;
+    yield_now().await;
+}
+
+/// What there was on a connection.
 #[derive(Default)]
 struct Asked {
-    is_true: AtomicBool,
+    requests: AtomicUsize,
+    /// What was refused lately.
+    refused: AtomicUsize,
     becomes_true: Notify,
 }
 
 impl Asked {
     fn note(&self) {
-        if !self.is_true.swap(true, Ordering::Relaxed) {
+        if self.requests.fetch_add(1, Ordering::Relaxed) == 0 {
             self.becomes_true.notify_waiters();
         }
     }
 
+    fn note_answer(&self, answer: &Response) {
+        let said = answer.extensions().get::<Refused>();
+        let is_refusal = usize::from(answer.status().is_client_error());
+        let refused = said.map_or(is_refusal, |Refused(refused)| *refused);
+        self.refused.fetch_add(refused, Ordering::Relaxed);
+    }
+
+    fn times(&self) -> usize {
+        self.requests.load(Ordering::Relaxed)
+    }
+
     fn is_true(&self) -> bool {
-        self.is_true.load(Ordering::Relaxed)
+        self.times() > 0
+    }
+
+    fn is_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed) > 0
     }
 
     async fn becomes_true(&self) {

@@ -50,6 +50,10 @@ pub fn json(body: String) -> Response {
     response
 }
 
+/// In the extensions of an answer that stands for so many refusals, whatever its status says.
+#[derive(Clone, Copy)]
+pub struct Refused(pub usize);
+
 /// A plain text answer. Its body ends in one line feed (`pusher.md` 5.9).
 pub fn text(status: StatusCode, message: &str) -> Response {
     let mut response = Response::new(format!("{message}\n").into());

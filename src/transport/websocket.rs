@@ -69,6 +69,9 @@ pub trait Conversation: Send {
     /// Answers come by the source.
     fn on_text(&mut self, text: &str) -> impl Future<Output = Result<(), Close>> + Send;
 
+    /// The peer asked whether anybody is there, and was answered.
+    fn on_ping(&mut self) -> impl Future<Output = ()> + Send;
+
     /// Whether binary messages are read as text too.
     const READS_BINARY: bool = false;
 
@@ -354,6 +357,7 @@ impl<C: Conversation> Socket<C> {
             Incoming::Close(code) => return Err(End::PeerClosed(code)),
             Incoming::Ping(payload) => {
                 self.writer.control(|bytes| push_pong(bytes, &payload));
+                self.conversation.on_ping().await;
                 return Ok(());
             }
             Incoming::Pong => return Ok(()),
@@ -562,6 +566,8 @@ mod tests {
             self.0.push(text.to_owned().into());
             Ok(())
         }
+
+        async fn on_ping(&mut self) {}
 
         fn deadline(&self) -> Option<Instant> {
             None
