@@ -286,6 +286,32 @@ test('sessions of a node that stops are offered again to one that could not take
   assert.deepEqual(got, ['still here']);
 });
 
+test('a session that is held up, as it asks again and again, keeps no other from moving', { timeout: 60_000 }, async () => {
+  const other = await startRedis();
+  const start = () => startRaptor({ config: { apps: [APP], redis: { url: other.url }, shutdown_spread_secs: 1 } });
+  const [leaving, staying] = await Promise.all([start(), start()]);
+  const [greedy, quiet, faye] = [clientOf(leaving), clientOf(leaving), await session(leaving)];
+  for (const client of [greedy, quiet]) await client.poll();
+  await quiet.subscribe('kept');
+  await quiet.poll();
+  await faye.subscribe(leaving, '/kept');
+  const kept = (async () => {
+    const got = said((await quiet.poll()).lines());
+    while (got.length === 0) got.push(...said((await quiet.poll({ at: staying })).lines()));
+    return got;
+  })();
+  // Twenty seconds' worth.
+  const asked = greedy.send(...Array(20_000).fill({ event: 'client-x', channel: 'x', data: 1 })).catch(() => {});
+  await sleep(200);
+  const begin = Date.now();
+  assert.deepEqual(await leaving.stop('SIGTERM', 20_000), { code: 0, signal: null });
+  assert.ok(Date.now() - begin < 12_000, `${Date.now() - begin} ms`);
+  await asked;
+  await new Api(staying, APP).trigger('kept', 'said', 1);
+  assert.deepEqual(datas(await faye.connect(staying, 1_000)), [1]);
+  assert.deepEqual(await kept, [1]);
+});
+
 test('the sessions of a node that is killed are lost to their clients within 10 s, at any node, and nobody keeps them', { timeout: 60_000 }, async () => {
   const killed = await startNode();
   const client = await session(killed);

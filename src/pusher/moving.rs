@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use warp::http::header::HeaderValue;
 
 use super::Front;
@@ -165,7 +165,8 @@ impl Departing {
         let client = &self.session.client;
         let begun = Instant::now();
         let talk = loop {
-            let talk = client.talk.lock().await;
+            // Who is held up as it asks for too much holds nobody else up.
+            let talk = timeout(TAKEN_WITHIN, client.talk.lock()).await.ok()?;
             if client.requests().inbox.waiting() == 0 {
                 break talk;
             }

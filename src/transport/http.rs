@@ -50,7 +50,7 @@ pub fn json(body: String) -> Response {
     response
 }
 
-/// In the extensions of an answer that stands for so many refusals, whatever its status says.
+/// In the extensions of an answer that counts as so many refusals, whatever its status says.
 #[derive(Clone, Copy)]
 pub struct Refused(pub usize);
 
