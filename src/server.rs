@@ -35,7 +35,7 @@ use crate::transport::writer::Flushers;
 use crate::webhooks::{self, Target, Targets, Webhooks};
 use crate::{bayeux, pusher, rest};
 
-use http::{Serving, routes, serve};
+use http::{Serving, api_routes, routes, serve};
 use listen::{Greeting, Listener};
 use live::Live;
 pub use reload::Reloader;
@@ -438,8 +438,8 @@ impl Rooms {
         });
         let fallback = pusher::Fallback::start(pusher.clone(), &self.kept);
         let (bayeux, status) = (self.bayeux.clone(), self.status.clone());
-        let routes = routes(pusher, fallback, rest, bayeux, status);
-        Serving::new(settings, addresses, routes)
+        let routes = routes(pusher, fallback, bayeux, status);
+        Serving::new(settings, addresses, routes, api_routes(rest))
     }
 }
 

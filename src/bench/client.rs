@@ -68,12 +68,9 @@ struct Stream {
 
 impl Stream {
     async fn connect(address: SocketAddr) -> Result<Self, Failure> {
-        let stream = TcpStream::connect(address)
-            .await
-            .map_err(Failure::Connect)?;
-        stream.set_nodelay(true).map_err(Failure::Connect)?;
+        let stream = TcpStream::connect(address).await;
         Ok(Self {
-            stream,
+            stream: stream.map_err(Failure::Connect)?,
             unread: Vec::new(),
         })
     }
@@ -157,6 +154,8 @@ const PONG: u8 = 0xA;
 impl WebSocket {
     pub async fn connect(address: SocketAddr, path: &str) -> Result<Self, Failure> {
         let mut stream = Stream::connect(address).await?;
+        let no_delay = stream.stream.set_nodelay(true);
+        no_delay.map_err(Failure::Connect)?;
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\n\
              Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\

@@ -52,25 +52,56 @@ pub struct Serving {
     pub settings: ServerSettings,
     pub addresses: Addresses,
     answer: Answer<Incoming>,
+    answer_api: Answer<Incoming>,
     answer_passed_on: Answer<Full<Bytes>>,
+}
+
+/// A URL table, with an answer for everything.
+pub trait Table:
+    Filter<Extract = (Response,), Error = Infallible, Future: Send> + Clone + Send + Sync + 'static
+{
+}
+
+impl<F> Table for F where
+    F: Filter<Extract = (Response,), Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
 }
 
 type Answer<B> = Box<dyn Fn(Request<B>) -> Answering + Send + Sync>;
 type Answering = Pin<Box<dyn Future<Output = Response> + Send>>;
 
 impl Serving {
-    pub fn new<F>(settings: ServerSettings, addresses: Addresses, routes: F) -> Self
-    where
-        F: Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static,
-        F::Future: Send,
-    {
+    /// The HTTP API has a table of its own: in one, publishing would pass by all other lines.
+    pub fn new(
+        settings: ServerSettings,
+        addresses: Addresses,
+        routes: impl Table,
+        api_routes: impl Table,
+    ) -> Self {
         let service = TowerToHyperService::new(warp::service(routes));
+        let api = TowerToHyperService::new(warp::service(api_routes));
         let passed_on = service.clone();
         Self {
             settings,
             addresses,
             answer: Box::new(move |request| answering(service.call(request))),
+            answer_api: Box::new(move |request| answering(api.call(request))),
             answer_passed_on: Box::new(move |request| answering(passed_on.call(request))),
+        }
+    }
+
+    fn answer(&self, request: Request<Incoming>) -> Answering {
+        let path = request.uri().path();
+        let is_of_api = API_PATHS.iter().any(|start| path.starts_with(start));
+        let is_refused_otherwise = request.extensions().get::<OneTooMany>().is_some()
+            || is_websocket_request(request.headers());
+        match is_of_api && !is_refused_otherwise {
+            true => (self.answer_api)(request),
+            false => (self.answer)(request),
         }
     }
 
@@ -134,7 +165,7 @@ pub async fn serve(
         strip_prefix(&mut request, &settings.path_prefix);
         // A proxy's connection serves many, of whom one must not slow the others.
         let is_passed_on = peer.address != address;
-        let answer = (serving.answer)(request);
+        let answer = serving.answer(request);
         async move {
             let answer = answer.await;
             if !is_passed_on {
@@ -281,14 +312,25 @@ fn strip_prefix(request: &mut Request<Incoming>, prefix: &str) {
     }
 }
 
-/// The whole URL table.
+/// What the HTTP API is below; no mount of Bayeux is.
+const API_PATHS: [&str; 2] = ["/apps/", "/users/"];
+
+/// The URL table of the HTTP API.
+pub fn api_routes(rest: Arc<rest::Front>) -> impl Table {
+    rest::routes(rest).or(nobodys()).unify()
+}
+
+fn nobodys() -> impl Table {
+    warp::any().map(|| text(StatusCode::NOT_FOUND, "NOT FOUND"))
+}
+
+/// The URL table of everything else.
 pub fn routes(
     pusher: Arc<pusher::Front>,
     fallback: Arc<pusher::Fallback>,
-    rest: Arc<rest::Front>,
     bayeux: Arc<bayeux::Front>,
     status: Arc<Status>,
-) -> impl Filter<Extract = (Response,), Error = Infallible, Future: Send> + Clone + Send + Sync {
+) -> impl Table {
     let pusher = warp::any().map(move || pusher.clone());
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let upgrade = warp::ext::optional::<OnUpgrade>();
@@ -319,7 +361,7 @@ pub fn routes(
                 pusher::app_path(front, &key, &query, &headers, peer, upgrade)
             },
         );
-    // In front of the HTTP API: also on a path of its own a WebSocket is refused as one.
+    // On whatever path, a WebSocket is refused as one.
     let nobodys_websocket = warp::header::value("upgrade")
         .map(drop)
         .untuple_one()
@@ -336,7 +378,6 @@ pub fn routes(
     let ready = warp::path!("readyz")
         .and(warp::get())
         .map(move || status.ready());
-    let nobodys = warp::any().map(|| text(StatusCode::NOT_FOUND, "NOT FOUND"));
     (too_many.or(app).unify())
         .or(pusher::routes(fallback))
         .unify()
@@ -344,12 +385,10 @@ pub fn routes(
         .unify()
         .or(nobodys_websocket)
         .unify()
-        .or(rest::routes(rest))
-        .unify()
         .or(live)
         .unify()
         .or(ready)
         .unify()
-        .or(nobodys)
+        .or(nobodys())
         .unify()
 }

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 #[cfg(unix)]
 use std::path::PathBuf;
 
+use socket2::SockRef;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 #[cfg(unix)]
@@ -46,8 +47,12 @@ impl Listener {
     pub async fn tcp(address: SocketAddr, greeting: Greeting) -> io::Result<Self> {
         let bound = TcpListener::bind(address).await;
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
+        let listener = bound.map_err(named)?;
+        // An event is worth sending by itself; waiting for more is the outbox's business. Connections
+        // have it from their listener.
+        SockRef::from(&listener).set_tcp_nodelay(true)?;
         Ok(Self {
-            bound: Bound::Tcp(bound.map_err(named)?),
+            bound: Bound::Tcp(listener),
             greeting,
         })
     }
@@ -83,8 +88,6 @@ impl Listener {
         match &self.bound {
             Bound::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
-                // An event is worth sending by itself; waiting for more is the outbox's business.
-                let _ = stream.set_nodelay(true);
                 Ok((stream.into(), address.ip().to_canonical()))
             }
             #[cfg(unix)]
@@ -196,5 +199,25 @@ impl Drop for SocketFile {
         if found.is_ok_and(|found| (found.dev(), found.ino()) == self.device_and_inode) {
             let _ = std::fs::remove_file(&self.path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpStream;
+
+    #[tokio::test]
+    async fn what_is_sent_to_a_client_does_not_wait_for_more() {
+        let greeting = Greeting {
+            certificate: None,
+            proxy_protocol: false,
+        };
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let listener = Listener::tcp(any, greeting).await.unwrap();
+        let address = listener.address().unwrap().unwrap();
+        let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        assert!(accepted.unwrap().0.raw().tcp_nodelay().unwrap());
+        drop(client);
     }
 }
