@@ -151,8 +151,8 @@ describe('one that sends', { timeout: 120_000 }, () => {
   });
 
   test('pings without end and reads nothing is cut off', async () => {
-    const server = await startObserved({ config: { apps: [APP], write_timeout_secs: 1 } });
-    const peer = await Peer.connect(server);
+    const server = await startObserved({ config: { apps: [greedy], write_timeout_secs: 1 } });
+    const peer = await Peer.connect(server, { app: greedy });
     peer.socket.stopReading();
     const count = async () => (await sample(server, 'raptor_cut_offs_total{cause="write_timeout"}')) + (await sample(server, 'raptor_cut_offs_total{cause="slow_consumer"}'));
     for (let n = 0; (await count()) === 0; n += 1) {
