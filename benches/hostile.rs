@@ -552,35 +552,40 @@ async fn flood(port: u16) -> io::Result<()> {
     }
 }
 
+/// Sends the same without end, and drops what comes back.
+async fn pour(stream: TcpStream, bytes: &[u8]) {
+    let (mut answers, mut questions) = stream.into_split();
+    let mut nowhere = tokio::io::sink();
+    let _ = tokio::join!(
+        async { while questions.write_all(bytes).await.is_ok() {} },
+        tokio::io::copy(&mut answers, &mut nowhere),
+    );
+}
+
+/// Messages of Bayeux that are refused.
+fn refused_messages() -> String {
+    let message = r#"{"channel":"/private/room","data":"x"}"#;
+    format!("[{}]", [message; 10].join(","))
+}
+
 /// Questions whether anybody is there, by both ways.
 async fn pings(port: u16) -> io::Result<()> {
     let mut stream = connect(port).await?;
     stream.write_all(UPGRADE.as_bytes()).await?;
-    let (mut answers, mut questions) = stream.into_split();
     let ping = [
         &[0x81, 0x80 | 23, 0, 0, 0, 0][..],
         br#"{"event":"pusher:ping"}"#,
     ]
     .concat();
     let many = [ping, vec![0x89, 0x80, 0, 0, 0, 0]].concat().repeat(100);
-    tokio::join!(
-        async { while questions.write_all(&many).await.is_ok() {} },
-        async {
-            while answers
-                .read(&mut [0; 65_536])
-                .await
-                .is_ok_and(|read| read > 0)
-            {}
-        },
-    );
+    pour(stream, &many).await;
     Ok(())
 }
 
 /// Messages that are refused, over a WebSocket.
 async fn bayeux_flood(port: u16) -> io::Result<()> {
     let mut socket = WebSocket::connect(port, "/faye").await;
-    let message = r#"{"channel":"/private/room","data":"x"}"#;
-    let many = format!("[{}]", [message; 10].join(","));
+    let many = refused_messages();
     loop {
         socket.send(&many).await;
         socket.expect("false").await;
@@ -589,24 +594,13 @@ async fn bayeux_flood(port: u16) -> io::Result<()> {
 
 /// Requests that are refused, by connections that are kept.
 async fn requests(port: u16) -> io::Result<()> {
-    let message = r#"{"channel":"/private/room","data":"x"}"#;
-    let body = format!("[{}]", [message; 10].join(","));
+    let body = refused_messages();
     let length = body.len();
     let refused = format!(
         "POST /faye HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
          Content-Length: {length}\r\n\r\n{body}\
          GET /apps/1/channels HTTP/1.1\r\nHost: x\r\n\r\n"
     );
-    let (mut answers, mut questions) = connect(port).await?.into_split();
-    tokio::join!(
-        async { while questions.write_all(refused.as_bytes()).await.is_ok() {} },
-        async {
-            while answers
-                .read(&mut [0; 65_536])
-                .await
-                .is_ok_and(|read| read > 0)
-            {}
-        },
-    );
+    pour(connect(port).await?, refused.as_bytes()).await;
     Ok(())
 }

@@ -16,7 +16,12 @@ import { startRedis } from '../support/redis.js';
 
 const redis = await startRedis();
 const APP = { ...TEST_APP, bayeux: { mounts: ['/faye'], client_publish: 'open', hold_secs: 5 } };
-const startNode = () => startRaptor({ config: { apps: [APP], redis: { url: redis.url }, shutdown_spread_secs: 1 } });
+const startNode = ({ url } = redis) => startRaptor({ config: { apps: [APP], redis: { url }, shutdown_spread_secs: 1 } });
+/** Apart from all others. */
+const twoNodes = async () => {
+  const own = await startRedis();
+  return Promise.all([startNode(own), startNode(own)]);
+};
 const nodes = await Promise.all([startNode(), startNode(), startNode()]);
 const [a, b, c] = nodes;
 const faye = (node) => `${node.url}/faye`;
@@ -269,9 +274,7 @@ test('a node that stops sends its sessions to others, with all that waits, and n
 });
 
 test('sessions of a node that stops are offered again to one that could not take them', { timeout: 60_000 }, async () => {
-  const other = await startRedis();
-  const start = () => startRaptor({ config: { apps: [APP], redis: { url: other.url }, shutdown_spread_secs: 1 } });
-  const [leaving, busy] = await Promise.all([start(), start()]);
+  const [leaving, busy] = await twoNodes();
   const before = await session(leaving);
   await before.subscribe(leaving, '/kept');
   process.kill(busy.pid, 'SIGSTOP');
@@ -287,9 +290,7 @@ test('sessions of a node that stops are offered again to one that could not take
 });
 
 test('a session that is held up, as it asks again and again, keeps no other from moving', { timeout: 60_000 }, async () => {
-  const other = await startRedis();
-  const start = () => startRaptor({ config: { apps: [APP], redis: { url: other.url }, shutdown_spread_secs: 1 } });
-  const [leaving, staying] = await Promise.all([start(), start()]);
+  const [leaving, staying] = await twoNodes();
   const [greedy, quiet, faye] = [clientOf(leaving), clientOf(leaving), await session(leaving)];
   for (const client of [greedy, quiet]) await client.poll();
   await quiet.subscribe('kept');

@@ -1,10 +1,9 @@
 // Who asks again and again for what comes to nothing is read more slowly: it is answered, only later, and misses nothing meanwhile.
 
 import assert from 'node:assert/strict';
-import { connect } from 'node:net';
 import { test } from 'node:test';
 
-import { atEnd } from '../support/at-end.js';
+import { converse } from '../support/converse.js';
 import { sleep } from '../support/events.js';
 import { Api, signedTarget } from '../rest/api.js';
 import { Peer, appNamed } from '../raw/peer.js';
@@ -118,17 +117,10 @@ test('over Bayeux it is whatever publishes nothing', { timeout: 30_000 }, async 
 });
 
 /** Sends all requests over one connection at once, and resolves with the statuses of the answers. */
-function pipelined(requests) {
-  return new Promise((resolve, reject) => {
-    const socket = connect(raptor.port, '127.0.0.1');
-    atEnd(() => socket.destroy());
-    socket.on('error', reject);
-    let text = '';
-    socket.on('data', (bytes) => (text += bytes));
-    socket.on('end', () => resolve(text.match(/HTTP\/1\.1 \d+/g).map((line) => Number(line.slice(-3)))));
-    const last = 'GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n';
-    socket.write(requests.join('') + last);
-  });
+async function pipelined(requests) {
+  const last = 'GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n';
+  const text = await converse(raptor, requests.join('') + last, { ms: 20_000 });
+  return text.match(/HTTP\/1\.1 \d+/g).map((line) => Number(line.slice(-3)));
 }
 
 const get = (target, more = '') => `GET ${target} HTTP/1.1\r\nHost: x\r\n${more}\r\n`;

@@ -6,6 +6,7 @@ import { isUtf8 } from 'node:buffer';
 import { connect } from 'node:net';
 import { afterEach, describe, test } from 'node:test';
 
+import { converse } from '../support/converse.js';
 import { SOON_MS, sleep } from '../support/events.js';
 import { startRaptor } from '../support/raptor.js';
 import { Api } from '../rest/api.js';
@@ -327,7 +328,7 @@ for (const [words, bytes] of Object.entries({
   'nothing at all': '',
 })) {
   test(`${words} instead of a handshake ends that connection only`, async () => {
-    const { answer } = await converse(bytes);
+    const answer = await converse(raptor, bytes, { encoding: 'latin1' });
     assert.match(answer, /^(HTTP\/1\.[01] [45]\d\d |$)/);
   });
 }
@@ -376,23 +377,4 @@ async function isVacant(channel) {
     assert.ok(Date.now() < end, `${channel} is still occupied`);
     await sleep(10);
   }
-}
-
-/** Sends bytes and resolves with all that came back once the server has closed. */
-function converse(bytes) {
-  return new Promise((resolve, reject) => {
-    const socket = connect(raptor.port, '127.0.0.1');
-    let answer = '';
-    const timer = setTimeout(() => {
-      socket.destroy();
-      reject(new Error(`still open after ${SOON_MS} ms, having answered ${JSON.stringify(answer.slice(0, 200))}`));
-    }, SOON_MS);
-    socket.on('error', () => {});
-    socket.on('data', (data) => (answer += data.toString('latin1')));
-    socket.on('close', () => {
-      clearTimeout(timer);
-      resolve({ answer });
-    });
-    if (bytes.length > 0) socket.write(bytes);
-  });
 }

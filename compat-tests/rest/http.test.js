@@ -2,10 +2,10 @@
 
 import assert from 'node:assert/strict';
 import { Agent } from 'node:http';
-import { connect } from 'node:net';
 import { test } from 'node:test';
 
-import { SOON_MS, sleep } from '../support/events.js';
+import { converse } from '../support/converse.js';
+import { sleep } from '../support/events.js';
 import { TEST_APP, startRaptor } from '../support/raptor.js';
 import { Peer } from '../raw/peer.js';
 import { Api, send, signedTarget } from './api.js';
@@ -66,13 +66,13 @@ test('requests may be pipelined', async () => {
   const one = `GET ${target('GET', '/channels/one')} HTTP/1.1\r\nHost: x\r\n\r\n`;
   const two = `POST ${target('POST', '/events', EVENT)} HTTP/1.1\r\nHost: x\r\nContent-Length: ${EVENT.length}\r\n\r\n${EVENT}`;
   const last = `GET ${target('GET', '/channels/presence-x/users')} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n`;
-  const answer = await converse(one + two + last);
+  const answer = await converse(raptor, one + two + last);
   assert.deepEqual(answer.match(/HTTP\/1.1 \d+/g), ['HTTP/1.1 200', 'HTTP/1.1 200', 'HTTP/1.1 200']);
   assert.ok(answer.endsWith('{"users":[]}') || answer.endsWith('0\r\n\r\n'));
 });
 
 test('HTTP/1.0 is answered', async () => {
-  const answer = await converse(`GET ${target('GET', '/channels')} HTTP/1.0\r\n\r\n`);
+  const answer = await converse(raptor, `GET ${target('GET', '/channels')} HTTP/1.0\r\n\r\n`);
   assert.match(answer, /^HTTP\/1\.[01] 200 /);
   assert.ok(answer.endsWith('{"channels":{}}'));
 });
@@ -158,20 +158,21 @@ test('a body of exactly the limit is read', async () => {
 test('a chunked body is read like any other', async () => {
   const chunks = EVENT.match(/.{1,7}/g).map((part) => `${part.length.toString(16)}\r\n${part}\r\n`).join('');
   const head = `POST ${target('POST', '/events', EVENT)} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n`;
-  const answer = await converse(`${head}${chunks}0\r\n\r\n`);
+  const answer = await converse(raptor, `${head}${chunks}0\r\n\r\n`);
   assert.match(answer, /^HTTP\/1.1 200 /);
 });
 
 test('a chunked body without end is cut off at the limit', async () => {
   const head = `POST ${target('POST', '/events', EVENT)} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n`;
   const chunk = `${(10_000).toString(16)}\r\n${'x'.repeat(10_000)}\r\n`;
-  const answer = await converse(head, (socket) => {
+  const then = (socket) => {
     const write = () => {
       while (!socket.destroyed && socket.write(chunk));
     };
     socket.on('drain', write);
     write();
-  });
+  };
+  const answer = await converse(raptor, head, { then });
   assert.match(answer, /^(HTTP\/1.1 413 |$)/);
   assert.equal((await api.get('/channels')).status, 200);
 });
@@ -182,7 +183,7 @@ test('bad chunks, two lengths and other smuggling are refused', async () => {
     `Transfer-Encoding: chunked\r\n\r\nzz\r\n${EVENT}\r\n0\r\n\r\n`, `Content-Length: ${EVENT.length}\r\nContent-Length: 5\r\n\r\n${EVENT}`, `Content-Length: -1\r\n\r\n${EVENT}`,
     `Content-Length: x\r\n\r\n${EVENT}`, `Content-Length: 99999999999999999999\r\n\r\n${EVENT}`, `Transfer-Encoding: nonsense\r\n\r\n${EVENT}`,
   ]) {
-    assert.match(await converse(head + rest), /^(HTTP\/1.1 [45]\d\d |$)/, rest.slice(0, 50));
+    assert.match(await converse(raptor, head + rest), /^(HTTP\/1.1 [45]\d\d |$)/, rest.slice(0, 50));
   }
   assert.equal((await api.get('/channels')).status, 200);
 });
@@ -191,24 +192,24 @@ test('a body shorter than announced is not published', async () => {
   const peer = await Peer.connect(raptor, { app });
   await peer.subscribe('cut-short');
   const body = EVENT.replace('"c"', '"cut-short"');
-  await converse(`POST ${target('POST', '/events', body)} HTTP/1.1\r\nHost: x\r\nContent-Length: ${body.length + 10}\r\n\r\n${body}`, (socket) => socket.end());
+  await converse(raptor, `POST ${target('POST', '/events', body)} HTTP/1.1\r\nHost: x\r\nContent-Length: ${body.length + 10}\r\n\r\n${body}`, { then: (socket) => socket.end() });
   await peer.receivesNothing();
 });
 
 test('Expect: 100-continue is answered, as PHP wants for large bodies', async () => {
   const head = `POST ${target('POST', '/events', EVENT)} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: ${EVENT.length}\r\n\r\n`;
-  const answer = await converse(head, (socket) => socket.once('data', () => socket.write(EVENT)));
+  const answer = await converse(raptor, head, { then: (socket) => socket.once('data', () => socket.write(EVENT)) });
   assert.match(answer, /^HTTP\/1.1 100 Continue\r\n\r\nHTTP\/1.1 200 /);
 });
 
 test('a request for another host or in absolute form is for us', async () => {
-  const answer = await converse(`GET http://other.example${target('GET', '/channels')} HTTP/1.1\r\nHost: other.example\r\nConnection: close\r\n\r\n`);
+  const answer = await converse(raptor, `GET http://other.example${target('GET', '/channels')} HTTP/1.1\r\nHost: other.example\r\nConnection: close\r\n\r\n`);
   assert.match(answer, /^HTTP\/1.1 200 /);
 });
 
 test('a fragment and a fragile URL do no harm', async () => {
   for (const path of [`/apps/${app.id}/channels#x`, `/apps/${app.id}/channels?#`, `/apps/${app.id}/channels;x`, `/apps/${app.id}/../3/channels`, `/apps/${'9'.repeat(10_000)}/channels`, `/apps/${'%41'.repeat(5_000)}/channels`]) {
-    const answer = await converse(`GET ${path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n`);
+    const answer = await converse(raptor, `GET ${path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n`);
     assert.match(answer, /^(HTTP\/1.1 4\d\d |$)/, path.slice(0, 40));
   }
 });
@@ -238,23 +239,3 @@ test('a hundred requests at once are all answered', async () => {
   assert.ok(answers.every((answer) => answer.status === 200));
   over.destroy();
 });
-
-/** Sends bytes and resolves with all that comes back before the server closes. */
-function converse(bytes, then = () => {}) {
-  return new Promise((resolve, reject) => {
-    const socket = connect(raptor.port, '127.0.0.1');
-    let answer = '';
-    const timer = setTimeout(() => {
-      socket.destroy();
-      reject(new Error(`still open after ${SOON_MS} ms, having answered ${JSON.stringify(answer.slice(0, 300))}`));
-    }, SOON_MS);
-    socket.on('error', () => {});
-    socket.on('data', (data) => (answer += data));
-    socket.on('close', () => {
-      clearTimeout(timer);
-      resolve(answer);
-    });
-    socket.write(bytes);
-    then(socket);
-  });
-}

@@ -97,9 +97,11 @@ impl Serving {
     fn answer(&self, request: Request<Incoming>) -> Answering {
         let path = request.uri().path();
         let is_of_api = API_PATHS.iter().any(|start| path.starts_with(start));
-        let is_refused_otherwise = request.extensions().get::<OneTooMany>().is_some()
-            || is_websocket_request(request.headers());
-        match is_of_api && !is_refused_otherwise {
+        let is_refused_otherwise = || {
+            request.extensions().get::<OneTooMany>().is_some()
+                || is_websocket_request(request.headers())
+        };
+        match is_of_api && !is_refused_otherwise() {
             true => (self.answer_api)(request),
             false => (self.answer)(request),
         }
@@ -164,11 +166,11 @@ pub async fn serve(
         request.extensions_mut().insert(receipts.clone());
         strip_prefix(&mut request, &settings.path_prefix);
         // A proxy's connection serves many, of whom one must not slow the others.
-        let is_passed_on = peer.address != address;
+        let is_by_proxy = peer.address != address;
         let answer = serving.answer(request);
         async move {
             let answer = answer.await;
-            if !is_passed_on {
+            if !is_by_proxy {
                 asks.note_answer(&answer);
             }
             HTTP_ANSWERS.count(answer.status().as_u16());
