@@ -17,7 +17,6 @@ pub use problem::{Problem, Problems, Site};
 pub use written::{Sited, Written, WrittenFile};
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,7 +25,7 @@ use tracing_subscriber::filter::{ParseError, Targets};
 use crate::apps::{App, AppKey, Features, Limits};
 use crate::auth::Secret;
 use crate::model::AppId;
-use crate::transport::peer::{Network, TrustedProxies};
+use crate::transport::peer::{AddressLimits, Network, TrustedProxies};
 
 /// A configuration that can be used as it is.
 #[derive(Clone, Debug)]
@@ -74,9 +73,7 @@ pub struct ServerSettings {
     /// One WebSocket message from a client.
     pub inbound_message_bytes_max: usize,
     /// Of one IPv4 address, or of one IPv6 network of 64 bits.
-    pub connections_per_address_max: Option<NonZeroUsize>,
-    /// Of one HTTP connection, beyond which it is read no faster.
-    pub refused_requests_per_sec_max: usize,
+    pub address_limits: AddressLimits,
     /// Believed when they say for whom they ask.
     pub trusted_proxies: TrustedProxies,
     /// What may wait for all connections together.
@@ -183,8 +180,10 @@ impl Default for ServerSettings {
             assume_protocol: None,
             request_body_bytes_max: 1_048_576,
             inbound_message_bytes_max: 65_536,
-            connections_per_address_max: None,
-            refused_requests_per_sec_max: 1_000,
+            address_limits: AddressLimits {
+                connections_max: None,
+                refusals_per_sec_max: 100,
+            },
             trusted_proxies: TrustedProxies(
                 (LOOPBACK.iter())
                     .filter_map(|network| Network::parse(network))

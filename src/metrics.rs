@@ -136,7 +136,8 @@ causes! {
         ClientEvents = "client_events_per_sec_max",
         /// These are not refused, but held up.
         ControlMessages = "control_messages_per_sec_max",
-        RefusedRequests = "refused_requests_per_sec_max",
+        /// So are those who are refused too much.
+        AddressRefusals = "refusals_per_address_per_sec_max",
         BackendEvents = "backend_events_per_sec_max",
         Subscriptions = "subscriptions_per_connection_max",
         PresenceMembers = "presence_members_max",

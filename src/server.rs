@@ -191,7 +191,7 @@ impl Server {
             tasks: lives.tasks.clone(),
             flushers,
         };
-        let addresses = Addresses::new(settings.connections_per_address_max);
+        let addresses = Addresses::new(settings.address_limits);
         let serving = Arc::new(Live::new(rooms.serve(settings, addresses)));
         tokio::spawn(watch_memory(Arc::downgrade(&broker), serving.clone()));
         if let Some(peers) = &peers {

@@ -21,7 +21,7 @@ const app = appNamed('patient', {
   limits: { control_messages_per_sec_max: PER_SEC, client_events_per_sec_max: 1_000 },
   bayeux: { mounts: ['/faye'], client_publish: 'open', messages_per_request_max: 1_000 },
 });
-const raptor = await startObserved({ config: { apps: [app], refused_requests_per_sec_max: PER_SEC } });
+const raptor = await startObserved({ config: { apps: [app], refusals_per_address_per_sec_max: PER_SEC } });
 const api = new Api(raptor, app);
 const heldUp = (limit) => sample(raptor, `raptor_refusals_total{limit="${limit}"}`);
 
@@ -119,31 +119,103 @@ test('over Bayeux it is whatever publishes nothing', { timeout: 30_000 }, async 
 /** Sends all requests over one connection at once, and resolves with the statuses of the answers. */
 async function pipelined(requests) {
   const last = 'GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n';
-  const text = await converse(raptor, requests.join('') + last, { ms: 20_000 });
-  return text.match(/HTTP\/1\.1 \d+/g).map((line) => Number(line.slice(-3)));
+  return statuses(await converse(raptor, requests.join('') + last, { ms: 20_000 }));
 }
 
-const get = (target, more = '') => `GET ${target} HTTP/1.1\r\nHost: x\r\n${more}\r\n`;
-const posted = (messages) => {
-  const body = JSON.stringify(messages);
-  return `POST /faye HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: ${body.length}\r\n\r\n${body}`;
-};
+const statuses = (text) => text.match(/HTTP\/1\.1 \d+/g).map((line) => Number(line.slice(-3)));
 
+const from = (address) => `X-Forwarded-For: ${address}\r\n`;
+const get = (target, more = '') => `GET ${target} HTTP/1.1\r\nHost: x\r\n${more}\r\n`;
+const posted = (messages, more = '') => {
+  const body = JSON.stringify(messages);
+  return `POST /faye HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n${more}Content-Length: ${body.length}\r\n\r\n${body}`;
+};
+const CHANNELS = `/apps/${app.id}/channels`;
+const accepted = () => signedTarget({ app, method: 'GET', path: CHANNELS });
+const refusedMessages = Array(5).fill({ channel: '/private/room', data: 'x' });
+
+const MESSAGES = 'control_messages_per_sec_max';
+const REFUSALS = 'refusals_per_address_per_sec_max';
+/** Those that are held up have an address each, so that none has to wait for what another test did. */
 const REQUESTS = [
-  ['that are refused are held up', true, 401, Array(TIMES).fill(get(`/apps/${app.id}/channels`))],
-  ['for what nobody serves are held up', true, 404, Array(TIMES).fill(get('/nowhere'))],
-  ['with messages of Bayeux that publish nothing are held up', true, 200, Array(TIMES / 5).fill(posted(Array(5).fill({ channel: '/private/room', data: 'x' })))],
-  ['that a proxy passes on are not: others come by its connection too', false, 401, Array(TIMES).fill(get(`/apps/${app.id}/channels`, 'X-Forwarded-For: 203.0.113.1\r\n'))],
-  ['that are accepted are not', false, 200, Array(TIMES).fill(get(signedTarget({ app, method: 'GET', path: `/apps/${app.id}/channels` })))],
-  ['with messages that are published are not', false, 200, Array(TIMES / 5).fill(posted(Array(5).fill({ channel: '/news', data: 'x' })))],
+  ['that are refused are held up', REFUSALS, 401, Array(TIMES).fill(get(CHANNELS, from('203.0.113.1')))],
+  ['for what nobody serves are held up', REFUSALS, 404, Array(TIMES).fill(get('/nowhere', from('203.0.113.2')))],
+  ['that a proxy passes on for many addresses are not', null, 401, Array.from({ length: TIMES }, (_, n) => get(CHANNELS, from(`198.51.${n >> 8}.${n & 255}`)))],
+  ['that are accepted are not', null, 200, Array(TIMES).fill(get(accepted(), from('203.0.113.1')))],
+  ['with messages of Bayeux that publish nothing are held up', MESSAGES, 200, Array(TIMES / 5).fill(posted(refusedMessages))],
+  ['with such messages that a proxy passes on are not: others come by its connection too', null, 200, Array(TIMES / 5).fill(posted(refusedMessages, from('203.0.113.3')))],
+  ['with messages that are published are not', null, 200, Array(TIMES / 5).fill(posted(Array(5).fill({ channel: '/news', data: 'x' })))],
 ];
 
-for (const [which, isHeldUp, status, requests] of REQUESTS) {
+for (const [which, limit, status, requests] of REQUESTS) {
   test(`requests over one connection ${which}`, { timeout: 30_000 }, async () => {
-    const before = await heldUp('refused_requests_per_sec_max');
+    const waits = async () => (await heldUp(MESSAGES)) + (await heldUp(REFUSALS));
+    const [ofLimit, ofAny] = [await heldUp(limit ?? MESSAGES), await waits()];
     const ms = await took(async () => assert.deepEqual(await pipelined(requests), [...requests.map(() => status), 200]));
-    if (isHeldUp) assert.ok(ms >= HELD_UP_MS, `${ms} ms`);
-    else assert.ok(ms < AT_ONCE_MS, `${ms} ms`);
-    assert.equal((await heldUp('refused_requests_per_sec_max')) > before, isHeldUp);
+    if (limit !== null) {
+      assert.ok(ms >= HELD_UP_MS, `${ms} ms`);
+      assert.ok((await heldUp(limit)) > ofLimit);
+    } else {
+      assert.ok(ms < AT_ONCE_MS, `${ms} ms`);
+      assert.equal(await waits(), ofAny);
+    }
   });
 }
+
+/** As often as it takes, four at a time. */
+async function overAndOver(work) {
+  let left = TIMES;
+  const lane = async () => {
+    while (left > 0) {
+      left -= 1;
+      await work();
+    }
+  };
+  await Promise.all([lane(), lane(), lane(), lane()]);
+}
+
+const closing = { 'a message that is none': [`/app/${app.key}?protocol=7`, 1002], 'an app that there is not': ['/app/nobody?protocol=7', 4001] };
+const OVER_NEW_CONNECTIONS = {
+  'a request that is refused': async (headers) => {
+    const text = `${Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`).join('')}Connection: close\r\n`;
+    assert.deepEqual(statuses(await converse(raptor, get(CHANNELS, text))), [401]);
+  },
+};
+for (const [what, [path, code]] of Object.entries(closing)) {
+  OVER_NEW_CONNECTIONS[what] = async (headers) => {
+    const socket = await WebSocket.open({ port: raptor.port, path, headers });
+    if (code === 1002) socket.sendFrame({ opcode: 1, payload: 'x', rsv: 4 });
+    for (;;) {
+      const arrived = await socket.next();
+      if (arrived.type === 'close') {
+        assert.equal(arrived.code, code);
+        return;
+      }
+    }
+  };
+}
+
+Object.entries(OVER_NEW_CONNECTIONS).forEach(([what, work], nth) => {
+  test(`${what}, over a new connection each: its address waits for more of it, and for nothing else`, { timeout: 30_000 }, async () => {
+    const before = await heldUp(REFUSALS);
+    const address = `192.0.2.${nth}`;
+    const headers = { 'X-Forwarded-For': address };
+    let isOver = false;
+    const others = (async () => {
+      for (let slowest = 0; ; ) {
+        const ms = await took(async () => {
+          assert.deepEqual(await pipelined([get(accepted(), from(address))]), [200, 200]);
+          assert.deepEqual(await pipelined([get(CHANNELS, from('192.0.2.100'))]), [401, 200]);
+        });
+        slowest = Math.max(slowest, ms);
+        if (isOver) return slowest;
+        await sleep(100);
+      }
+    })();
+    const ms = await took(() => overAndOver(() => work(headers)));
+    isOver = true;
+    assert.ok(ms >= HELD_UP_MS, `${ms} ms`);
+    assert.ok((await heldUp(REFUSALS)) > before);
+    assert.ok((await others) < 250, `${await others} ms`);
+  });
+});

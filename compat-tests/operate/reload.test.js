@@ -49,6 +49,11 @@ test('apps come and go; limits and switches count for open connections too', asy
   const server = await startReloadable({ apps: [APP, other] });
   const [peer, leaving] = [await Peer.connect(server), await Peer.connect(server, { app: other })];
   await peer.subscribe('private-room');
+  server.write({ apps: [{ ...APP, limits: { client_events_per_sec_max: 1 } }, other] });
+  await server.reload(TAKEN);
+  for (const data of ['1', '2']) peer.send({ event: 'client-x', channel: 'private-room', data });
+  const refused = await peer.frame();
+  assert.deepEqual([refused.event, refused.data.code], ['pusher:error', 4301], JSON.stringify(refused));
   server.write({ apps: [{ ...APP, client_events: false }, appNamed('new')] });
   await server.reload(TAKEN);
   peer.send({ event: 'client-x', channel: 'private-room', data: '1' });

@@ -29,7 +29,7 @@ use super::{event_source, files, websocket};
 use crate::audit;
 use crate::metrics::{CUT_OFFS, CutOff};
 use crate::peers::{Elsewhere, PassedOn, Relayed, Tries, misdirected, unavailable};
-use crate::transport::http::{BodyError, Refused, read_body, text, to_the_end};
+use crate::transport::http::{BodyError, ControlMessages, read_body, text, to_the_end};
 use crate::transport::peer::Peer;
 use crate::transport::receipt::{self, Receipts};
 use crate::transport::session::Carrier;
@@ -326,7 +326,10 @@ async fn respond(request: &Request, mut texts: Vec<String>, callback: Option<&st
             );
         }),
     };
-    response.extensions_mut().insert(Refused(control_messages));
+    response.extensions_mut().insert(ControlMessages {
+        count: control_messages,
+        per_sec_max: site.control_messages_per_sec_max(),
+    });
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     let uncached = HeaderValue::from_static("no-cache, no-store");

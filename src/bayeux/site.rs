@@ -12,7 +12,7 @@ use super::client::{Client, ClientSession};
 use super::exchange::Sender;
 use super::permission::{Permission, Question, ShownHeaders};
 use super::settings::Settings;
-use crate::apps::{App, AppRegistry};
+use crate::apps::{App, AppRegistry, Limits};
 use crate::audit;
 use crate::broker::Broker;
 use crate::metrics::{Limit, REFUSALS};
@@ -178,6 +178,13 @@ impl Site {
     /// As it is configured now.
     pub fn app(&self) -> Option<Arc<App>> {
         self.apps.by_id(self.app_id.as_str())
+    }
+
+    /// Beyond it a connection is read no faster.
+    pub fn control_messages_per_sec_max(&self) -> usize {
+        let app = self.app();
+        let limits = app.map_or_else(Limits::default, |app| app.limits.clone());
+        limits.control_messages_per_sec_max
     }
 
     /// The session that a message names. The client has shown itself by it.

@@ -16,7 +16,6 @@ use super::encoding::message_of;
 use super::exchange::{Answers, Sender};
 use super::http::Request;
 use super::site::Site;
-use crate::apps::Limits;
 use crate::broker::Rate;
 use crate::hub::{Closing, Frame, Outbox};
 use crate::metrics::Limit;
@@ -55,10 +54,7 @@ pub fn answer(request: Request) -> Response {
     let settings = site.websocket.clone();
     upgrade.serve(settings, move || {
         let bytes_max = site.settings.limits.queue_bytes_max;
-        let limits = site
-            .app()
-            .map_or_else(Limits::default, |app| app.limits.clone());
-        let per_sec = limits.control_messages_per_sec_max;
+        let per_sec = site.control_messages_per_sec_max();
         Ok(Socket {
             outgoing: Arc::new(Outgoing {
                 site,
@@ -212,6 +208,7 @@ impl Conversation for Socket {
         for connecting in connects {
             self.outgoing.connect(connecting);
         }
+        (self.control_messages).change(site.control_messages_per_sec_max());
         self.control_messages.pace(control_messages, LIMIT).await;
         Ok(())
     }

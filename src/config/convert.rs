@@ -10,7 +10,7 @@ use super::redis;
 use super::section::{Reading, Section, nearest};
 use super::webhooks;
 use super::written::{Sited, Written};
-use crate::transport::peer::{Network, TrustedProxies};
+use crate::transport::peer::{AddressLimits, Network, TrustedProxies};
 
 use super::{AuditLog, Config, LogFormat, LogSettings, ServerSettings, TlsSettings, UnixSettings};
 
@@ -179,12 +179,14 @@ fn server_settings(root: &mut Section, listen: Option<&Sited<SocketAddr>>) -> Se
             BYTES,
             default.inbound_message_bytes_max,
         ),
-        connections_per_address_max: unlimited_or(root, "connections_per_address_max"),
-        refused_requests_per_sec_max: root.count(
-            "refused_requests_per_sec_max",
-            1..=1_000_000_000,
-            default.refused_requests_per_sec_max,
-        ),
+        address_limits: AddressLimits {
+            connections_max: unlimited_or(root, "connections_per_address_max"),
+            refusals_per_sec_max: root.count(
+                "refusals_per_address_per_sec_max",
+                1..=1_000_000_000,
+                default.address_limits.refusals_per_sec_max,
+            ),
+        },
         trusted_proxies: trusted_proxies(root).unwrap_or(default.trusted_proxies),
         outbox_bytes_total_max: root.count(
             "outbox_bytes_total_max",

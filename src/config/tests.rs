@@ -136,8 +136,10 @@ fn every_key_reaches_its_place() {
             assume_protocol: Some(7),
             request_body_bytes_max: 2_097_152,
             inbound_message_bytes_max: 32_768,
-            connections_per_address_max: NonZeroUsize::new(50),
-            refused_requests_per_sec_max: 300,
+            address_limits: AddressLimits {
+                connections_max: NonZeroUsize::new(50),
+                refusals_per_sec_max: 300,
+            },
             trusted_proxies: TrustedProxies(
                 ["10.0.0.0/8", "::1"]
                     .map(|n| Network::parse(n).unwrap())

@@ -527,6 +527,9 @@ impl Conversation for Connection {
 
     async fn on_text(&mut self, text: &str) -> Result<(), Close> {
         self.app = current(&self.front, &self.app)?;
+        let limits = &self.app.limits;
+        (self.client_events).change(limits.client_events_per_sec_max);
+        (self.control_messages).change(limits.control_messages_per_sec_max);
         let mut has_limit_of_its_own = false;
         match pusher::parse(text) {
             Ok(ClientEvent::Ping) => self.reply(pusher::pong()),

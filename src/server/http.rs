@@ -4,8 +4,8 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ use super::live::Live;
 use crate::broker::Rate;
 use crate::config::ServerSettings;
 use crate::metrics::{CUT_OFFS, CutOff, HTTP_ANSWERS, Limit};
-use crate::transport::http::{Refused, text};
+use crate::transport::http::{ControlMessages, text};
 use crate::transport::peer::{Addresses, Peer, Room, Seat};
 use crate::transport::receipt::{Connection, Receipted, Receipts};
 use crate::transport::websocket::is_websocket_request;
@@ -150,7 +150,6 @@ pub async fn serve(
     let has_asked = Arc::new(Asked::default());
     let asks = has_asked.clone();
     let head_timeout = settings.handshake_timeout;
-    let refused_per_sec_max = settings.refused_requests_per_sec_max;
     drop(serving);
     let service = service_fn(move |mut request: Request<Incoming>| {
         let asks = asks.clone();
@@ -165,13 +164,16 @@ pub async fn serve(
         request.extensions_mut().insert(peer);
         request.extensions_mut().insert(receipts.clone());
         strip_prefix(&mut request, &settings.path_prefix);
-        // A proxy's connection serves many, of whom one must not slow the others.
         let is_by_proxy = peer.address != address;
         let answer = serving.answer(request);
         async move {
             let answer = answer.await;
+            if is_refusal(answer.status()) {
+                serving.addresses.refuse(peer.address).await;
+            }
+            // A proxy's connection serves many, of whom one must not slow the others.
             if !is_by_proxy {
-                asks.note_answer(&answer);
+                asks.note_control_messages(&answer);
             }
             HTTP_ANSWERS.count(answer.status().as_u16());
             Ok::<_, Infallible>(answer)
@@ -185,7 +187,7 @@ pub async fn serve(
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut served = pin!(served);
-    let mut refusals = Rate::per_sec(refused_per_sec_max);
+    let mut control_messages = Rate::per_sec(usize::MAX);
     let mut head_is_due = pin!(sleep(head_timeout));
     let (mut was_due, mut is_stopping) = (false, false);
     let ended = loop {
@@ -193,8 +195,10 @@ pub async fn serve(
             ended = turn(served.as_mut(), &has_asked) => match ended {
                 Some(ended) => break ended,
                 None => {
-                    let refused = has_asked.refused.swap(0, Ordering::Relaxed);
-                    refusals.pace(refused, Limit::RefusedRequests).await;
+                    if let Some(new) = has_asked.take_control_messages() {
+                        control_messages.change(new.per_sec_max);
+                        control_messages.pace(new.count, Limit::ControlMessages).await;
+                    }
                     give_way().await;
                 }
             },
@@ -216,6 +220,11 @@ pub async fn serve(
     }
 }
 
+/// What has a limit of its own is not counted against its address too.
+fn is_refusal(status: StatusCode) -> bool {
+    status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS
+}
+
 /// This address has as many connections as it may have.
 fn count_crowded(address: IpAddr) {
     let stranger = audit::Stranger {
@@ -233,13 +242,16 @@ async fn to_stop(stopping: &CancellationToken, has_asked: &Asked) {
 }
 
 /// Serves until the connection has ended, or others should have their turn: hyper answers requests
-/// that are there already one after the other, and wakes itself for more. `None` also after a refusal.
+/// that are there already one after the other, and wakes itself for more. `None` also when there were
+/// control messages.
 async fn turn<S: Future>(mut served: Pin<&mut S>, asked: &Asked) -> Option<S::Output> {
     poll_fn(|cx| {
         let before = asked.times();
         match served.as_mut().poll(cx) {
             Poll::Ready(ended) => Poll::Ready(Some(ended)),
-            Poll::Pending if asked.times() > before + 1 || asked.is_refused() => Poll::Ready(None),
+            Poll::Pending if asked.times() > before + 1 || asked.has_control_messages() => {
+                Poll::Ready(None)
+            }
             Poll::Pending => Poll::Pending,
         }
     })
@@ -257,8 +269,8 @@ async fn give_way() {
 #[derive(Default)]
 struct Asked {
     requests: AtomicUsize,
-    /// What was refused lately.
-    refused: AtomicUsize,
+    /// Those that were not paced yet.
+    control_messages: Mutex<Option<ControlMessages>>,
     becomes_true: Notify,
 }
 
@@ -269,11 +281,24 @@ impl Asked {
         }
     }
 
-    fn note_answer(&self, answer: &Response) {
-        let said = answer.extensions().get::<Refused>();
-        let is_refusal = usize::from(answer.status().is_client_error());
-        let refused = said.map_or(is_refusal, |Refused(refused)| *refused);
-        self.refused.fetch_add(refused, Ordering::Relaxed);
+    fn note_control_messages(&self, answer: &Response) {
+        if let Some(new) = answer.extensions().get::<ControlMessages>() {
+            let mut noted = self.control_messages();
+            let count = noted.map_or(0, |before| before.count) + new.count;
+            *noted = Some(ControlMessages { count, ..*new });
+        }
+    }
+
+    fn take_control_messages(&self) -> Option<ControlMessages> {
+        self.control_messages().take()
+    }
+
+    fn has_control_messages(&self) -> bool {
+        self.control_messages().is_some()
+    }
+
+    fn control_messages(&self) -> MutexGuard<'_, Option<ControlMessages>> {
+        (self.control_messages.lock()).unwrap_or_else(PoisonError::into_inner)
     }
 
     fn times(&self) -> usize {
@@ -282,10 +307,6 @@ impl Asked {
 
     fn is_true(&self) -> bool {
         self.times() > 0
-    }
-
-    fn is_refused(&self) -> bool {
-        self.refused.load(Ordering::Relaxed) > 0
     }
 
     async fn becomes_true(&self) {

@@ -115,7 +115,7 @@ impl Reloader {
         };
         self.rooms.apps.replace(config.apps);
         let addresses = self.serving.get().addresses.clone();
-        let addresses = addresses.limited(settings.connections_per_address_max);
+        let addresses = addresses.limited(settings.address_limits);
         (self.serving).replace(self.rooms.serve(settings, addresses));
         Ok(waiting)
     }

@@ -50,9 +50,13 @@ pub fn json(body: String) -> Response {
     response
 }
 
-/// In the extensions of an answer that counts as so many refusals, whatever its status says.
+/// In the extensions of an answer to so many messages that publish nothing.
 #[derive(Clone, Copy)]
-pub struct Refused(pub usize);
+pub struct ControlMessages {
+    pub count: usize,
+    /// Beyond it the connection is read no faster.
+    pub per_sec_max: usize,
+}
 
 /// A plain text answer. Its body ends in one line feed (`pusher.md` 5.9).
 pub fn text(status: StatusCode, message: &str) -> Response {

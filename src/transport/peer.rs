@@ -1,13 +1,17 @@
 //! Who is at the other end: the address and the scheme that count, also behind proxies, and how
-//! many connections an address has.
+//! many connections an address has and how often it is refused something.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use tokio::time::{Instant, sleep};
 use warp::http::HeaderMap;
+
+use crate::metrics::{Limit, REFUSALS};
 
 /// Who sent a request; the server puts it into the request's extensions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -108,17 +112,39 @@ impl fmt::Debug for Network {
     }
 }
 
-/// How many connections each address has. Of IPv6 the first 64 bits count: whoever has one such
-/// address has all of them.
+/// How many connections each address has, and how often it was refused something lately. Of IPv6
+/// the first 64 bits count: whoever has one such address has all of them.
 #[derive(Clone)]
 pub struct Addresses {
-    connections_max: Option<NonZeroUsize>,
-    counts: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    limits: AddressLimits,
+    counts: Arc<Counts>,
 }
+
+/// What one address may have and do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AddressLimits {
+    pub connections_max: Option<NonZeroUsize>,
+    /// Beyond it the address has to wait for more.
+    pub refusals_per_sec_max: usize,
+}
+
+#[derive(Default)]
+struct Counts {
+    connections: Mutex<HashMap<IpAddr, usize>>,
+    /// Until when an address would have to wait if it had no second's worth of refusals free. The
+    /// others were refused nothing lately.
+    refused_until: Mutex<HashMap<IpAddr, Instant>>,
+}
+
+/// It takes so long to have as many free again as may be refused at once.
+const REFUSALS_FORGOTTEN_AFTER: Duration = Duration::from_secs(1);
+/// Nobody waits longer, however much its address was refused.
+const WAIT_AT_MOST: Duration = Duration::from_millis(500);
 
 /// A connection of an address, until it is dropped.
 pub struct Place {
     addresses: Addresses,
+    /// Masked.
     address: IpAddr,
     room: Room,
 }
@@ -138,55 +164,79 @@ pub enum Room {
 pub struct Seat(Arc<Mutex<Option<Place>>>);
 
 impl Addresses {
-    /// Absent: no limit, and nothing is counted.
-    pub fn new(connections_max: Option<NonZeroUsize>) -> Self {
+    pub fn new(limits: AddressLimits) -> Self {
         Self {
-            connections_max,
+            limits,
             counts: Arc::default(),
         }
     }
 
-    /// The same connections with another limit. Where there was none before, only those count that
-    /// come from now on.
-    pub fn limited(&self, connections_max: Option<NonZeroUsize>) -> Self {
+    /// The same connections and refusals with other limits.
+    pub fn limited(&self, limits: AddressLimits) -> Self {
         Self {
-            connections_max,
+            limits,
             counts: self.counts.clone(),
         }
     }
 
-    /// One more connection of the address.
-    pub fn enter(&self, address: IpAddr) -> Option<Place> {
-        let max = self.connections_max?.get();
-        let address = masked(address);
-        let mut counts = self.lock();
-        let count = counts.entry(address).or_default();
+    /// One more connection of the address, which is masked.
+    fn enter(&self, address: IpAddr) -> Place {
+        let max = self
+            .limits
+            .connections_max
+            .map_or(usize::MAX, |max| max.get());
+        let mut connections = lock(&self.counts.connections);
+        let count = connections.entry(address).or_default();
         *count += 1;
         let room = match *count {
             count if count <= max => Room::Free,
             count if count <= max.saturating_mul(2) => Room::Full,
             _ => Room::Crowded,
         };
-        drop(counts);
-        Some(Place {
+        drop(connections);
+        Place {
             addresses: self.clone(),
             address,
             room,
-        })
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Waits before the address learns of one more refusal, if there were too many. Whatever it is
+    /// not refused waits for nothing: others may share the address with whoever misbehaves.
+    pub async fn refuse(&self, address: IpAddr) {
+        let wait = self.note_refusal(masked(address));
+        if !wait.is_zero() {
+            REFUSALS.count(Limit::AddressRefusals);
+            sleep(wait).await;
+        }
     }
+
+    /// How long the address, which is masked, is to wait.
+    fn note_refusal(&self, address: IpAddr) -> Duration {
+        let now = Instant::now();
+        let takes = Duration::from_secs(1) / self.limits.refusals_per_sec_max as u32;
+        let mut refused_until = lock(&self.counts.refused_until);
+        if refused_until.len() == refused_until.capacity() {
+            refused_until.retain(|_, until| *until > now);
+        }
+        let until = refused_until.entry(address).or_insert(now);
+        let latest = now + REFUSALS_FORGOTTEN_AFTER + WAIT_AT_MOST;
+        *until = latest.min((*until).max(now) + takes);
+        until.saturating_duration_since(now + REFUSALS_FORGOTTEN_AFTER)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut counts = self.addresses.lock();
-        if let Some(count) = counts.get_mut(&self.address) {
+        let mut connections = lock(&self.addresses.counts.connections);
+        if let Some(count) = connections.get_mut(&self.address) {
             *count -= 1;
             if *count == 0 {
-                counts.remove(&self.address);
+                connections.remove(&self.address);
             }
         }
     }
@@ -195,13 +245,26 @@ impl Drop for Place {
 impl Seat {
     /// Counts the connection for this address from now on.
     pub fn take(&self, addresses: &Addresses, address: IpAddr) -> Room {
-        let mut seat = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if (seat.as_ref()).is_none_or(|place| place.address != masked(address)) {
-            // The old place is free before the new one is taken.
-            *seat = None;
-            *seat = addresses.enter(address);
+        let address = masked(address);
+        let mut seat = lock(&self.0);
+        if let Some(place) = &*seat
+            && place.address == address
+        {
+            return place.room;
         }
-        seat.as_ref().map_or(Room::Free, |place| place.room)
+        // The old place is free before the new one is taken.
+        *seat = None;
+        seat.insert(addresses.enter(address)).room
+    }
+
+    /// As [`Addresses::refuse`].
+    pub async fn refuse(&self) {
+        let place = lock(&self.0)
+            .as_ref()
+            .map(|place| (place.addresses.clone(), place.address));
+        if let Some((addresses, address)) = place {
+            addresses.refuse(address).await;
+        }
     }
 }
 
@@ -289,7 +352,10 @@ mod tests {
 
     #[test]
     fn an_address_has_room_again_when_a_connection_has_gone() {
-        let addresses = Addresses::new(NonZeroUsize::new(2));
+        let addresses = Addresses::new(AddressLimits {
+            connections_max: NonZeroUsize::new(2),
+            refusals_per_sec_max: 10,
+        });
         let (one, same_house) = ("2001:db8::1", "2001:db8::2:0:1");
         let other = "2001:db8:0:1::1";
         let take = |address: &str| {
@@ -307,6 +373,48 @@ mod tests {
         assert!(take(one).1);
         second.0.take(&addresses, other.parse().unwrap());
         drop(second);
-        assert!(addresses.lock().is_empty());
+        assert!(lock(&addresses.counts.connections).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_is_refused_too_much_waits() {
+        let addresses = Addresses::new(AddressLimits {
+            connections_max: None,
+            refusals_per_sec_max: 10,
+        });
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let (one, other) = (address("2001:db8::"), address("2001:db8:0:1::"));
+        let ms = Duration::from_millis;
+        for _ in 0..10 {
+            assert_eq!(addresses.note_refusal(one), Duration::ZERO);
+        }
+        assert_eq!(addresses.note_refusal(one), ms(100));
+        assert_eq!(addresses.note_refusal(one), ms(200));
+        assert_eq!(addresses.note_refusal(other), Duration::ZERO);
+        for _ in 0..1_000 {
+            addresses.note_refusal(one);
+        }
+        assert_eq!(addresses.note_refusal(one), WAIT_AT_MOST);
+        tokio::time::advance(ms(400)).await;
+        assert_eq!(addresses.note_refusal(one), ms(200));
+        tokio::time::advance(ms(200 + 1_000)).await;
+        for _ in 0..10 {
+            assert_eq!(addresses.note_refusal(one), Duration::ZERO);
+        }
+        assert_eq!(addresses.note_refusal(one), ms(100));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn addresses_that_were_refused_something_long_ago_are_forgotten() {
+        let addresses = Addresses::new(AddressLimits {
+            connections_max: None,
+            refusals_per_sec_max: 10,
+        });
+        for nth in 0..10_000_u32 {
+            addresses.note_refusal(IpAddr::V4(nth.into()));
+            tokio::time::advance(Duration::from_millis(10)).await;
+        }
+        let kept = lock(&addresses.counts.refused_until).len();
+        assert!(kept < 100, "{kept}");
     }
 }

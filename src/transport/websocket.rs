@@ -167,6 +167,9 @@ impl Upgrade {
             };
             // It has left everything before the peer, which may be slow, is told.
             drop(opened.socket);
+            if end.is_refusal() {
+                opened.seat.refuse().await;
+            }
             Box::pin(part(&opened.stream, end, begun, &settings)).await;
         });
         self.response
@@ -191,7 +194,7 @@ struct Opened<C: Conversation> {
     /// `Err`: nobody wants to talk.
     socket: Result<Socket<C>, Close>,
     /// It counts as long as it is open.
-    _seat: Seat,
+    seat: Seat,
 }
 
 /// The socket behind an upgrade. Of the HTTP connection nothing is kept, not even the buffer that
@@ -210,7 +213,7 @@ async fn open<C: Conversation>(
     Some(Opened {
         stream,
         socket,
-        _seat: seat,
+        seat,
     })
 }
 
@@ -235,6 +238,18 @@ enum End {
     Close(Close),
     /// As `Close`, after bytes that make no frame: nothing that follows can be read.
     CloseUnreadable(Close),
+}
+
+impl End {
+    /// Whether the peer broke the protocol, or is to stay away (`pusher.md` 1.7).
+    fn is_refusal(&self) -> bool {
+        match self {
+            Self::PeerClosed(_) | Self::Broken => false,
+            Self::Close(close) | Self::CloseUnreadable(close) => {
+                matches!(close.code, 1002..=1009 | 4000..=4099)
+            }
+        }
+    }
 }
 
 impl<C: Conversation> Socket<C> {
