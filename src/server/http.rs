@@ -169,7 +169,8 @@ pub async fn serve(
         async move {
             let answer = answer.await;
             if is_refusal(answer.status()) {
-                serving.addresses.refuse(peer.address).await;
+                // Boxed, because few requests need the room.
+                Box::pin(serving.addresses.refuse(peer.address)).await;
             }
             // A proxy's connection serves many, of whom one must not slow the others.
             if !is_by_proxy {

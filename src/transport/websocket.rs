@@ -167,10 +167,13 @@ impl Upgrade {
             };
             // It has left everything before the peer, which may be slow, is told.
             drop(opened.socket);
-            if end.is_refusal() {
-                opened.seat.refuse().await;
-            }
-            Box::pin(part(&opened.stream, end, begun, &settings)).await;
+            Box::pin(async {
+                if end.is_refusal() {
+                    opened.seat.refuse().await;
+                }
+                part(&opened.stream, end, begun, &settings).await;
+            })
+            .await;
         });
         self.response
     }
