@@ -79,22 +79,27 @@ test('so is one that signs with a key of nobody, one that proves nothing in time
     ['private-room', `nobody:${'0'.repeat(64)}`, /Invalid key/],
     ['private-room', `${APP.key}:${'0'.repeat(64)}`, /Invalid signature/],
     ['private-room', '', /Auth info required/],
+    ['private-room', 7, /must be a string/],
     ['#server-to-user-ada', undefined, /Not signed in/],
   ]) {
     peer.askToSubscribe(channel, { auth });
     await peer.receivesError(error);
     assert.equal((await peer.frame()).channel, channel);
   }
-  assert.deepEqual([await raptor.refusals('signature'), await raptor.refusals('permission')], [3, 1]);
+  peer.send({ event: 'pusher:signin', data: { user_data: '{"id":"ada"}' } });
+  await peer.receivesError(/Auth info required to sign in/, 4009);
+  assert.deepEqual([await raptor.refusals('signature'), await raptor.refusals('permission')], [5, 1]);
   const unproven = await Peer.connect(raptor, { app: guarded, headers });
   await (await Peer.open(raptor, { headers })).isClosed(4100, 'Too many connections from this address');
   await unproven.isClosed(4009, 'Connection not authorized within timeout');
   const [app, socket_id, channels] = [APP.id, peer.socketId, 'private-room'];
-  assert.deepEqual(await raptor.refused(6), [
+  assert.deepEqual(await raptor.refused(8), [
     { app, socket_id, channels, why: 'unknown key' },
     { app, key: APP.key, socket_id, channels, why: 'signature' },
     { app, socket_id, channels, why: 'no signature' },
+    { app, socket_id, channels, why: 'no signature' },
     { app, socket_id, channels: '#server-to-user-ada', why: 'not signed in as this user' },
+    { app, socket_id, why: 'no signature' },
     { address, why: 'Too many connections from this address' },
     { app: guarded.id, socket_id: unproven.socketId, why: 'Connection not authorized within timeout' },
   ]);
@@ -134,7 +139,7 @@ test('so is one with a protocol that is not served, and one for which there is n
 });
 
 test('a flood of refusals does not fill the disk: of each second so many are listed, and how many were not', async () => {
-  const raptor = await startAudited({ apps: [{ ...APP, bayeux: { mounts: ['/faye'] } }] });
+  const raptor = await startAudited({ apps: [{ ...APP, bayeux: { mounts: ['/faye'] } }], refusals_per_address_per_sec_max: 1_000_000 });
   const [strangers, app] = [1_000, appNamed('nobody')];
   for (let n = 0; n < strangers; n += 50) {
     await Promise.all(Array.from({ length: 50 }, async () => (await Peer.open(raptor, { app, headers })).isClosed(4001, 'Application does not exist')));

@@ -285,6 +285,7 @@ impl Connection {
             TextField::Absent => "",
             TextField::Text(text) => text,
             TextField::NotText => {
+                self.note_refused(Limit::Signature, None, Some(channel), "no signature");
                 let message = format!("Invalid auth for channel {channel}: must be a string");
                 return Err(Refusal::not_authorised(message));
             }
@@ -481,6 +482,7 @@ impl Connection {
     /// Signing in again as the same user replaces the watchlist (`pusher.md` 4.1).
     async fn sign_in(&mut self, auth: TextField, user_data: TextField) -> Result<(), Refusal> {
         let (TextField::Text(auth), TextField::Text(text)) = (auth, user_data) else {
+            self.note_refused(Limit::Signature, None, None, "no signature");
             return Err(Refusal::not_authorised("Auth info required to sign in"));
         };
         let signed = auth::user_text(&self.socket_id.to_string(), &text);
