@@ -111,6 +111,8 @@ test('limits of the whole server count from the next message, request or connect
   await late.isClosedSilently(1009);
   const two = [await Peer.connect(server, from), await Peer.connect(server, from)];
   await (await Peer.open(server, from)).isClosed(4100, 'Too many connections from this address');
+  // Those who were there before there was a limit count too.
+  await (await Peer.open(server)).isClosed(4100, 'Too many connections from this address');
   for (const left of [peer, ...two]) await left.isAlive();
 });
 
