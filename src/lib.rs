@@ -10,6 +10,7 @@
 //! | [`apps`] | the applications: keys, switches, limits |
 //! | [`audit`] | who did what, line by line |
 //! | [`metrics`] | what is counted, and how it is printed for Prometheus |
+//! | [`rate`] | how often something may be done |
 //! | [`hub`] | who is subscribed on this node; hands events over to their outboxes |
 //! | [`transport`] | how bytes reach peers: the WebSocket loop, sessions that outlive a connection, bits of HTTP |
 //! | [`backend`] | makes the hubs of all nodes one; the seam is one trait |
@@ -92,6 +93,7 @@ pub mod apps;
 pub mod audit;
 pub mod auth;
 pub mod metrics;
+pub mod rate;
 pub mod wire;
 
 pub mod model;

@@ -10,11 +10,12 @@ use super::channel::Pattern;
 use super::encoding::Bayeux;
 use super::extensions::Unacknowledged;
 use crate::apps::App;
-use crate::broker::{Admission, Broker, Cache, Held, Membership, Rate, Welcome};
+use crate::broker::{Admission, Broker, Cache, Held, Membership, Welcome};
 use crate::hub::{
     Acknowledgement, Closing, Expansion, Frame, MemberLimitReached, Outbox, Subscriber,
 };
 use crate::model::{ChannelName, Member, SessionFactKind, SocketId};
+use crate::rate::Rate;
 use crate::transport::session::Session;
 
 pub type ClientSession = Arc<Session<Client>>;

@@ -183,8 +183,10 @@ impl Site {
     /// Beyond it a connection is read no faster.
     pub fn control_messages_per_sec_max(&self) -> usize {
         let app = self.app();
-        let limits = app.map_or_else(Limits::default, |app| app.limits.clone());
-        limits.control_messages_per_sec_max
+        match &app {
+            Some(app) => app.limits.control_messages_per_sec_max,
+            None => Limits::default().control_messages_per_sec_max,
+        }
     }
 
     /// The session that a message names. The client has shown itself by it.

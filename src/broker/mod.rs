@@ -15,7 +15,6 @@ pub use admission::{Admission, OverQuota};
 use counts::Counts;
 pub use membership::{Held, Membership, SignIn, SignedIn, SignedInAsAnother};
 use rate::AppRates;
-pub use rate::Rate;
 
 use tokio_util::task::TaskTracker;
 

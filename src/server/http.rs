@@ -28,9 +28,9 @@ use warp::reply::Response;
 
 use super::Status;
 use super::live::Live;
-use crate::broker::Rate;
 use crate::config::ServerSettings;
 use crate::metrics::{CUT_OFFS, CutOff, HTTP_ANSWERS, Limit};
+use crate::rate::Rate;
 use crate::transport::http::{ControlMessages, text};
 use crate::transport::peer::{Addresses, Peer, Room, Seat};
 use crate::transport::receipt::{Connection, Receipted, Receipts};
@@ -188,6 +188,7 @@ pub async fn serve(
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut served = pin!(served);
+    // How many there may be, the answers say.
     let mut control_messages = Rate::per_sec(usize::MAX);
     let mut head_is_due = pin!(sleep(head_timeout));
     let (mut was_due, mut is_stopping) = (false, false);

@@ -8,10 +8,11 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use warp::http::HeaderMap;
 
 use crate::metrics::{Limit, REFUSALS};
+use crate::rate::Rate;
 
 /// Who sent a request; the server puts it into the request's extensions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -131,13 +132,10 @@ pub struct AddressLimits {
 #[derive(Default)]
 struct Counts {
     connections: Mutex<HashMap<IpAddr, usize>>,
-    /// Until when an address would have to wait if it had no second's worth of refusals free. The
-    /// others were refused nothing lately.
-    refused_until: Mutex<HashMap<IpAddr, Instant>>,
+    /// Addresses that are not here were refused nothing lately.
+    refusals: Mutex<HashMap<IpAddr, Rate>>,
 }
 
-/// It takes so long to have as many free again as may be refused at once.
-const REFUSALS_FORGOTTEN_AFTER: Duration = Duration::from_secs(1);
 /// Nobody waits longer, however much its address was refused.
 const WAIT_AT_MOST: Duration = Duration::from_millis(500);
 
@@ -213,16 +211,17 @@ impl Addresses {
 
     /// How long the address, which is masked, is to wait.
     fn note_refusal(&self, address: IpAddr) -> Duration {
-        let now = Instant::now();
-        let takes = Duration::from_secs(1) / self.limits.refusals_per_sec_max as u32;
-        let mut refused_until = lock(&self.counts.refused_until);
-        if refused_until.len() == refused_until.capacity() {
-            refused_until.retain(|_, until| *until > now);
+        let per_sec = self.limits.refusals_per_sec_max;
+        let mut refusals = lock(&self.counts.refusals);
+        // Before it grows, so that it holds no more than twice those of a second.
+        if refusals.len() == refusals.capacity() {
+            refusals.retain(|_, rate| !rate.is_full());
         }
-        let until = refused_until.entry(address).or_insert(now);
-        let latest = now + REFUSALS_FORGOTTEN_AFTER + WAIT_AT_MOST;
-        *until = latest.min((*until).max(now) + takes);
-        until.saturating_duration_since(now + REFUSALS_FORGOTTEN_AFTER)
+        let rate = refusals
+            .entry(address)
+            .or_insert_with(|| Rate::per_sec(per_sec));
+        rate.change(per_sec);
+        rate.take(1, WAIT_AT_MOST)
     }
 }
 
@@ -414,7 +413,7 @@ mod tests {
             addresses.note_refusal(IpAddr::V4(nth.into()));
             tokio::time::advance(Duration::from_millis(10)).await;
         }
-        let kept = lock(&addresses.counts.refused_until).len();
+        let kept = lock(&addresses.counts.refusals).len();
         assert!(kept < 100, "{kept}");
     }
 }
