@@ -215,10 +215,12 @@ impl PerApp {
 
     pub fn add(&self, app: &str, count: u64) {
         let of = self.of.read().unwrap_or_else(PoisonError::into_inner);
-        match of.as_ref() {
-            Some(of) if of.contains_key(app) => return of[app].add(count),
-            Some(of) if of.len() >= APP_LABELS_MAX => return self.others.add(count),
-            _ => {}
+        if let Some(of) = of.as_ref() {
+            match of.get(app) {
+                Some(counter) => return counter.add(count),
+                None if of.len() >= APP_LABELS_MAX => return self.others.add(count),
+                None => {}
+            }
         }
         drop(of);
         let mut of = self.of.write().unwrap_or_else(PoisonError::into_inner);

@@ -35,7 +35,7 @@ use crate::transport::writer::Flushers;
 use crate::webhooks::{self, Target, Targets, Webhooks};
 use crate::{bayeux, pusher, rest};
 
-use http::{Serving, api_routes, routes, serve};
+use http::{Serving, routes, serve};
 use listen::{Greeting, Listener};
 use live::Live;
 pub use reload::Reloader;
@@ -429,7 +429,7 @@ impl Rooms {
             outbox_bytes_max: settings.outbox_bytes_max,
             http_sessions_max: settings.http_sessions_max,
         });
-        let rest = Arc::new(rest::Front {
+        let api = Arc::new(rest::Front {
             broker,
             apps,
             request_body_bytes_max: settings.request_body_bytes_max,
@@ -439,7 +439,7 @@ impl Rooms {
         let fallback = pusher::Fallback::start(pusher.clone(), &self.kept);
         let (bayeux, status) = (self.bayeux.clone(), self.status.clone());
         let routes = routes(pusher, fallback, bayeux, status);
-        Serving::new(settings, addresses, routes, api_routes(rest))
+        Serving::new(settings, addresses, api, routes)
     }
 }
 

@@ -1,3 +1,5 @@
+use std::borrow::Cow;
+
 use super::hex_digit;
 
 /// The decoded parameters of a verified request. Names are in lower case.
@@ -23,12 +25,23 @@ impl Parameters {
             Plus::IsSpace if text.contains('+') => percent_decode(&text.replace('+', " ")),
             Plus::IsSpace | Plus::IsPlus => percent_decode(text),
         };
-        let mut parameters: Vec<_> = query
+        let parameters = query
             .split('&')
             .filter(|part| !part.is_empty())
             .map(|part| part.split_once('=').unwrap_or((part, "")))
-            .map(|(name, value)| (lower_case(decode(name)), decode(value)))
-            .collect();
+            .map(|(name, value)| (lower_case(decode(name)), decode(value)));
+        Self::sorted(parameters.collect())
+    }
+
+    /// With more of them, decoded.
+    pub(super) fn and(self, more: &[(&str, &str)]) -> Self {
+        let mut parameters = self.0;
+        let more = more.iter();
+        parameters.extend(more.map(|(name, value)| (name.to_string(), value.to_string())));
+        Self::sorted(parameters)
+    }
+
+    fn sorted(mut parameters: Vec<(String, String)>) -> Self {
         // Signers sort arrays under their bare name, before they write the brackets.
         let bare = |name: &str| name.strip_suffix("[]").unwrap_or(name).len();
         parameters.sort_by(|(a, _), (b, _)| a[..bare(a)].cmp(&b[..bare(b)]));
@@ -36,13 +49,21 @@ impl Parameters {
     }
 
     pub(super) fn string_to_sign(&self, method: &str, path: &str) -> String {
-        let mut text = method.to_ascii_uppercase();
+        let parameters = self.0.iter();
+        let length = parameters.fold(method.len() + 1 + path.len(), |sum, (name, value)| {
+            sum + name.len() + value.len() + 2
+        });
+        let mut text = String::with_capacity(length + 1);
+        text.push_str(method);
+        text.make_ascii_uppercase();
         text.push('\n');
         text.push_str(path);
         let mut before = '\n';
         for (name, value) in self.0.iter().filter(|(name, _)| name != "auth_signature") {
             text.push(before);
-            text.extend([name.as_str(), "=", value]);
+            text.push_str(name);
+            text.push('=');
+            text.push_str(value);
             before = '&';
         }
         if before == '\n' {
@@ -95,16 +116,19 @@ pub fn percent_decode(text: &str) -> String {
 }
 
 /// Escapes everything but what RFC 3986 calls unreserved.
-pub(super) fn percent_encode(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
+pub(super) fn percent_encode(text: &str) -> Cow<'_, str> {
+    let is_unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
+    if text.bytes().all(is_unreserved) {
+        return text.into();
+    }
+    let mut encoded = String::with_capacity(text.len() * 3);
     for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
-            encoded.push(byte.into());
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
+        match is_unreserved(byte) {
+            true => encoded.push(byte.into()),
+            false => encoded.push_str(&format!("%{byte:02X}")),
         }
     }
-    encoded
+    encoded.into()
 }
 
 #[cfg(test)]

@@ -94,16 +94,23 @@ impl SignedRequest<'_> {
     /// The query string with which to send this request: its own query followed by the parameters
     /// of `pusher.md` 5.2.
     pub fn signed_query(&self, now_secs: u64, key: &str, secret: &Secret) -> String {
-        let mut query = self.query.to_owned();
-        append(&mut query, "auth_key", key);
-        append(&mut query, "auth_timestamp", &now_secs.to_string());
-        append(&mut query, "auth_version", "1.0");
+        let (now_secs, body_md5) = (now_secs.to_string(), body_md5(self.body));
+        let mut added = vec![
+            ("auth_key", key),
+            ("auth_timestamp", &now_secs),
+            ("auth_version", "1.0"),
+        ];
         if !self.body.is_empty() {
-            append(&mut query, "body_md5", &body_md5(self.body));
+            added.push(("body_md5", &body_md5));
         }
-        let parameters = Parameters::parse(&query, Plus::IsSpace);
+        let parameters = Parameters::parse(self.query, Plus::IsSpace).and(&added);
         let text = parameters.string_to_sign(self.method, self.path);
-        append(&mut query, "auth_signature", &secret.sign(text.as_bytes()));
+        let signature = secret.sign(text.as_bytes());
+        added.push(("auth_signature", &signature));
+        let mut query = self.query.to_owned();
+        for (name, value) in added {
+            append(&mut query, name, value);
+        }
         query
     }
 }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Poll, ready};
@@ -266,7 +266,9 @@ fn first_frame(bytes: &[u8]) -> Option<(Frame<'_>, usize)> {
 /// An HTTP connection that is kept as long as the server keeps it.
 pub struct Http {
     stream: Stream,
-    address: SocketAddr,
+    host: String,
+    /// The last one, for its room.
+    request: Vec<u8>,
 }
 
 /// A 200.
@@ -278,39 +280,47 @@ pub struct Answer {
 
 impl Http {
     pub async fn connect(address: SocketAddr) -> Result<Self, Failure> {
-        let stream = Stream::connect(address).await?;
-        Ok(Self { stream, address })
+        Ok(Self {
+            stream: Stream::connect(address).await?,
+            host: address.to_string(),
+            request: Vec::new(),
+        })
     }
 
     /// `keep`: whether another request shall follow on this connection.
     pub async fn post(&mut self, target: &str, body: &str, keep: bool) -> Result<Answer, Failure> {
-        let (address, length) = (self.address, body.len());
+        let (host, length) = (&self.host, body.len());
         let close = if keep { "" } else { "Connection: close\r\n" };
-        let request = format!(
-            "POST {target} HTTP/1.1\r\nHost: {address}\r\n{close}\
+        self.request.clear();
+        let written = write!(
+            self.request,
+            "POST {target} HTTP/1.1\r\nHost: {host}\r\n{close}\
              Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
         );
-        self.stream.write(request.as_bytes()).await?;
+        written.expect("a vector takes everything");
+        self.stream.write(&self.request).await?;
         let head = self.stream.head().await?;
-        let lower = head.to_ascii_lowercase();
         let header = |name: &str| {
-            let mut lines = lower.split("\r\n").skip(1);
-            lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
+            head.lines().skip(1).find_map(|line| {
+                let (known, value) = line.split_once(':')?;
+                known.eq_ignore_ascii_case(name).then(|| value.trim())
+            })
         };
-        let is_kept = keep && header("connection") != Some("close");
+        let says = |name, value| header(name).is_some_and(|v| v.eq_ignore_ascii_case(value));
+        let is_kept = keep && !says("connection", "close");
         let body = match header("content-length").map(str::parse) {
             Some(Ok(length)) => self.stream.take(length).await?,
             Some(Err(_)) => return Err(Failure::Unreadable),
-            None if header("transfer-encoding") == Some("chunked") => self.chunks().await?,
+            None if says("transfer-encoding", "chunked") => self.chunks().await?,
             None => return Err(Failure::Unreadable),
         };
         let body = String::from_utf8_lossy(&body).into_owned();
-        match lower.starts_with("http/1.1 200") {
+        match head.starts_with("HTTP/1.1 200") {
             true => Ok(Answer { body, is_kept }),
-            false => Err(refused(&format!(
-                "{} {body}",
-                head.split("\r\n").next().unwrap_or_default()
-            ))),
+            false => {
+                let status = head.lines().next().unwrap_or_default();
+                Err(refused(&format!("{status} {body}")))
+            }
         }
     }
 

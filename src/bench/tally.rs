@@ -5,12 +5,13 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use hdrhistogram::Histogram;
+use memchr::memmem::Finder;
 
-const MARK: &[u8] = b"raptor-bench ";
+static MARK: LazyLock<Finder> = LazyLock::new(|| Finder::new(b"raptor-bench "));
 /// Gaps of one sequence that are remembered. What fills an older one counts as a duplicate.
 const GAPS_MAX: usize = 1024;
 /// Longer than any run may take.
@@ -37,13 +38,13 @@ impl Stamp {
     /// A payload of so many bytes, or as few as there have to be.
     pub fn payload(self, bytes: usize) -> String {
         let mut text = self.text();
-        text.extend(std::iter::repeat_n('x', bytes.saturating_sub(text.len())));
+        text.push_str(&"x".repeat(bytes.saturating_sub(text.len())));
         text
     }
 
     /// The first in `text` and where it ends.
     pub fn find(text: &[u8]) -> Option<(Self, usize)> {
-        let mut at = memchr::memmem::find(text, MARK)? + MARK.len();
+        let mut at = MARK.find(text)? + MARK.needle().len();
         let mut number = || {
             let digits = text[at..].iter().take_while(|byte| byte.is_ascii_digit());
             let (mut value, mut count) = (0_u64, 0);

@@ -12,8 +12,8 @@ use crate::wire::rest::{self, Cached, ChannelInfo, Info};
 
 /// `GET /apps/:app_id/channels`, optionally with `filter_by_prefix` and `info`. Answers with the
 /// occupied channels.
-pub async fn list(app_id: String, request: Request) -> Result<Response, ApiError> {
-    let call = request.of_app(&app_id)?;
+pub async fn list(app_id: &str, request: Request) -> Result<Response, ApiError> {
+    let call = request.of_app(app_id)?;
     let info = info(&call)?;
     let prefix = call.parameters.get("filter_by_prefix").unwrap_or_default();
     if info.cache {
@@ -34,9 +34,9 @@ pub async fn list(app_id: String, request: Request) -> Result<Response, ApiError
 
 /// `GET /apps/:app_id/channels/:channel`, optionally with `info`. A channel that nobody has heard
 /// of is an unoccupied one.
-pub async fn show(app_id: String, channel: String, request: Request) -> Result<Response, ApiError> {
-    let call = request.of_app(&app_id)?;
-    let channel = call.channel_in_path(&channel)?;
+pub async fn show(app_id: &str, channel: &str, request: Request) -> Result<Response, ApiError> {
+    let call = request.of_app(app_id)?;
+    let channel = call.channel_in_path(channel)?;
     let info = info(&call)?;
     if info.user_count && !channel.is_presence() {
         return Err(ApiError::UserCountOfChannel);
@@ -53,13 +53,9 @@ pub async fn show(app_id: String, channel: String, request: Request) -> Result<R
 }
 
 /// `GET /apps/:app_id/channels/:channel/stats`
-pub async fn stats(
-    app_id: String,
-    channel: String,
-    request: Request,
-) -> Result<Response, ApiError> {
-    let call = request.of_app(&app_id)?;
-    let channel = call.channel_in_path(&channel)?;
+pub async fn stats(app_id: &str, channel: &str, request: Request) -> Result<Response, ApiError> {
+    let call = request.of_app(app_id)?;
+    let channel = call.channel_in_path(channel)?;
     let info = Info {
         user_count: true,
         ..Info::default()

@@ -14,6 +14,7 @@ use crate::wire::rest::{Malformed, UnknownAttribute};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ApiError {
+    UnknownPath,
     /// Names those that the path has.
     MethodNotAllowed(&'static str),
     BodyTooLarge,
@@ -93,7 +94,7 @@ impl ApiError {
             Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooLarge | Self::DataTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
-            Self::UnknownApp => StatusCode::NOT_FOUND,
+            Self::UnknownPath | Self::UnknownApp => StatusCode::NOT_FOUND,
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
             Self::AppDisabled | Self::NoClientCertificate => StatusCode::FORBIDDEN,
             Self::TooManyEvents { .. } => StatusCode::TOO_MANY_REQUESTS,
@@ -106,6 +107,7 @@ impl ApiError {
 impl fmt::Display for ApiError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::UnknownPath => f.write_str("NOT FOUND"),
             Self::MethodNotAllowed(_) => f.write_str("Method not allowed"),
             Self::BodyTooLarge => f.write_str("Request body too large"),
             Self::BodyTooSlow => f.write_str("Request body took too long"),

@@ -18,8 +18,8 @@ use crate::wire::rest::{self, Batch, ChannelInfo, Info, Trigger};
 
 /// `POST /apps/:app_id/events` with `name`, `data`, `channels` or `channel`, and optionally
 /// `socket_id` and `info`. Answers with what `info` names of each channel (`pusher.md` 5.5).
-pub async fn publish(app_id: String, request: Request) -> Result<Response, ApiError> {
-    let call = request.of_app(&app_id)?;
+pub async fn publish(app_id: &str, request: Request) -> Result<Response, ApiError> {
+    let call = request.of_app(app_id)?;
     let mut event = completed(Trigger::parse(&call.body)?, &call.parameters);
     let channels = (event.channels.take())
         .or_else(|| event.channel.take().map(|one| vec![one]))
@@ -41,8 +41,8 @@ pub async fn publish(app_id: String, request: Request) -> Result<Response, ApiEr
 /// `POST /apps/:app_id/batch_events` with `batch`, a list of events that each have `name`, `data`
 /// and `channel`, and optionally `socket_id` and `info`. They go out in their order. If one has
 /// `info`, the answer has an entry for each (`pusher.md` 5.6).
-pub async fn publish_batch(app_id: String, request: Request) -> Result<Response, ApiError> {
-    let call = request.of_app(&app_id)?;
+pub async fn publish_batch(app_id: &str, request: Request) -> Result<Response, ApiError> {
+    let call = request.of_app(app_id)?;
     let batch = Batch::parse(&call.body)?;
     if batch.is_empty() {
         return Err(ApiError::MissingParameter("batch"));
@@ -78,11 +78,11 @@ pub async fn publish_batch(app_id: String, request: Request) -> Result<Response,
 /// `POST /apps/:app_id/channels/:channel/events` with `name` and optionally `socket_id` in the
 /// query; the body is the data. Answers 202 with nothing (`pusher.md` 5.8).
 pub async fn publish_to_one(
-    app_id: String,
-    channel: String,
+    app_id: &str,
+    channel: &str,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let mut call = request.of_app(&app_id)?;
+    let mut call = request.of_app(app_id)?;
     let data = String::from_utf8(std::mem::take(&mut call.body));
     let event = Trigger {
         name: call.parameters.get("name").map(str::to_owned),
@@ -90,7 +90,7 @@ pub async fn publish_to_one(
         socket_id: call.parameters.get("socket_id").map(str::to_owned),
         ..Trigger::default()
     };
-    let channel = call.channel_in_path(&channel)?.to_string();
+    let channel = call.channel_in_path(channel)?.to_string();
     let publication = Publication::new(&call, event, vec![channel])?;
     check_rate(&call, [&publication])?;
     to_the_end(async move { publication.publish(&call).await }).await?;

@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use warp::http::{HeaderMap, Method};
-use warp::path::FullPath;
-use warp::{Filter, Rejection};
+use bytes::Buf;
+use http_body_util::BodyDataStream;
+use hyper::body::Body;
+use warp::http::{self, Method, Uri};
 
 use super::Front;
 use super::error::ApiError;
@@ -35,8 +36,7 @@ pub struct Request {
     clock: Clock,
     methods: Methods,
     method: Method,
-    path: FullPath,
-    query: String,
+    uri: Uri,
     body: Result<Vec<u8>, ApiError>,
     peer: Option<Peer>,
 }
@@ -50,40 +50,31 @@ pub struct Call {
     address: Option<IpAddr>,
 }
 
-/// Receives a request. Never rejects: the path has been decided on.
-pub fn request(
-    front: Arc<Front>,
-    clock: Clock,
-    methods: Methods,
-) -> impl Filter<Extract = (Request,), Error = Rejection, Future: Send> + Clone + Send + Sync {
-    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
-    warp::method()
-        .and(warp::path::full())
-        .and(query)
-        .and(warp::ext::optional::<Peer>())
-        .and(warp::header::headers_cloned())
-        .and(warp::body::stream())
-        .then(
-            move |method, path, query, peer: Option<Peer>, headers: HeaderMap, body| {
-                let front = front.clone();
-                async move {
-                    let body = read_body(&headers, body, front.request_body_bytes_max).await;
-                    Request {
-                        front,
-                        clock,
-                        methods,
-                        method,
-                        path,
-                        query,
-                        body: body.map_err(ApiError::from),
-                        peer,
-                    }
-                }
-            },
-        )
-}
-
 impl Request {
+    /// With its body, or why there is none.
+    pub async fn receive<B>(
+        front: Arc<Front>,
+        clock: Clock,
+        methods: Methods,
+        request: http::Request<B>,
+    ) -> Self
+    where
+        B: Body<Data: Buf>,
+    {
+        let (parts, body) = request.into_parts();
+        let chunks = BodyDataStream::new(body);
+        let body = read_body(&parts.headers, chunks, front.request_body_bytes_max).await;
+        Self {
+            front,
+            clock,
+            methods,
+            method: parts.method,
+            uri: parts.uri,
+            body: body.map_err(ApiError::from),
+            peer: parts.extensions.get::<Peer>().copied(),
+        }
+    }
+
     /// The call, if it comes from the app whose id stands percent-encoded in the path.
     pub fn of_app(self, app_id: &str) -> Result<Call, ApiError> {
         self.check_method()?;
@@ -94,12 +85,16 @@ impl Request {
     /// The call, if it comes from the app whose key it names.
     pub fn of_key(self) -> Result<Call, ApiError> {
         self.check_method()?;
-        let mut parameters = url::form_urlencoded::parse(self.query.as_bytes());
+        let mut parameters = url::form_urlencoded::parse(self.query().as_bytes());
         let (_, key) = parameters
             .find(|(name, _)| name.eq_ignore_ascii_case("auth_key"))
             .ok_or(AuthError::MissingKey)?;
         let app = self.front.apps.by_key(&key).ok_or(AuthError::UnknownKey)?;
         self.of(app)
+    }
+
+    fn query(&self) -> &str {
+        self.uri.query().unwrap_or_default()
     }
 
     fn check_method(&self) -> Result<(), ApiError> {
@@ -124,8 +119,8 @@ impl Request {
         let body = std::mem::replace(&mut self.body, Ok(Vec::new()))?;
         let signed = SignedRequest {
             method: self.method.as_str(),
-            path: self.path.as_str(),
-            query: &self.query,
+            path: self.uri.path(),
+            query: self.query(),
             body: &body,
         };
         let verified = signed.verify((self.clock)(), |key| {
@@ -148,7 +143,7 @@ impl Request {
     }
 
     fn note_refused(&self, app: &App, why: &str) {
-        let mut parameters = url::form_urlencoded::parse(self.query.as_bytes());
+        let mut parameters = url::form_urlencoded::parse(self.query().as_bytes());
         let key = parameters.find(|(name, _)| name.eq_ignore_ascii_case("auth_key"));
         let key = key.filter(|(_, key)| app.key(key).is_some());
         let caller = Stranger {

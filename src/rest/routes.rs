@@ -1,73 +1,83 @@
 use std::sync::Arc;
 
+use bytes::Buf;
+use hyper::body::Body;
+use warp::http;
 use warp::reply::Response;
-use warp::{Filter, Rejection};
 
 use super::error::ApiError;
-use super::request::{Clock, Methods, request};
+use super::request::Methods::{Get, Post};
+use super::request::{Clock, Request};
 use super::{Front, channels, events, users};
 use crate::model::since_1970;
 
-/// Every path of the API. Rejects all others.
-pub fn routes(
+/// No path has more; whatever is longer is not looked at to its end.
+const SEGMENTS_MAX: usize = 5;
+
+impl Front {
+    /// Answers a request, whatever its path. This is no table of warp's: a publish is the hottest
+    /// request there is, and each line of such a table is a step on its way.
+    pub async fn answer<B>(self: Arc<Self>, request: http::Request<B>) -> Response
+    where
+        B: Body<Data: Buf>,
+    {
+        answer(self, || since_1970().as_secs(), request).await
+    }
+}
+
+pub(super) async fn answer<B>(
     front: Arc<Front>,
-) -> impl Filter<Extract = (Response,), Error = Rejection, Future: Send> + Clone + Send + Sync {
-    table(front, || since_1970().as_secs())
+    clock: Clock,
+    request: http::Request<B>,
+) -> Response
+where
+    B: Body<Data: Buf>,
+{
+    let outcome = route(front, clock, request).await;
+    outcome.unwrap_or_else(ApiError::into_response)
 }
 
 /// The URL table (`pusher.md` 5.1). A slash at the end of a path is passed over.
-pub(super) fn table(
+async fn route<B>(
     front: Arc<Front>,
     clock: Clock,
-) -> impl Filter<Extract = (Response,), Error = Rejection, Future: Send> + Clone + Send + Sync {
-    let get = request(front.clone(), clock, Methods::Get);
-    let post = request(front, clock, Methods::Post);
-
-    let publish = warp::path!("apps" / String / "events")
-        .and(post.clone())
-        .then(events::publish);
-    let publish_batch = warp::path!("apps" / String / "batch_events")
-        .and(post.clone())
-        .then(events::publish_batch);
-    let list_channels = warp::path!("apps" / String / "channels")
-        .and(get.clone())
-        .then(channels::list);
-    let show_channel = warp::path!("apps" / String / "channels" / String)
-        .and(get.clone())
-        .then(channels::show);
-    let list_users = warp::path!("apps" / String / "channels" / String / "users")
-        .and(get.clone())
-        .then(users::list);
-    let terminate = warp::path!("apps" / String / "users" / String / "terminate_connections")
-        .and(post.clone())
-        .then(users::terminate);
-    // As Python's library sends it (`pusher.md` 4.3).
-    let terminate_without_app = warp::path!("users" / String / "terminate_connections")
-        .and(post.clone())
-        .then(users::terminate_without_app);
-
-    // Deprecated (`pusher.md` 5.8).
-    let publish_to_one = warp::path!("apps" / String / "channels" / String / "events")
-        .and(post)
-        .then(events::publish_to_one);
-    let channel_stats = warp::path!("apps" / String / "channels" / String / "stats")
-        .and(get)
-        .then(channels::stats);
-
-    (publish.or(publish_batch).unify())
-        .or(list_channels)
-        .unify()
-        .or(show_channel)
-        .unify()
-        .or(list_users)
-        .unify()
-        .or(terminate)
-        .unify()
-        .or(terminate_without_app)
-        .unify()
-        .or(publish_to_one)
-        .unify()
-        .or(channel_stats)
-        .unify()
-        .map(|outcome: Result<Response, ApiError>| outcome.unwrap_or_else(ApiError::into_response))
+    request: http::Request<B>,
+) -> Result<Response, ApiError>
+where
+    B: Body<Data: Buf>,
+{
+    let uri = request.uri().clone();
+    let path = uri.path().strip_suffix('/').unwrap_or(uri.path());
+    let segments = path.split('/').skip(1).take(SEGMENTS_MAX + 1);
+    let segments: Vec<_> = segments.collect();
+    if segments.contains(&"") {
+        return Err(ApiError::UnknownPath);
+    }
+    let received = |methods| Request::receive(front, clock, methods, request);
+    match *segments {
+        ["apps", app, "events"] => events::publish(app, received(Post).await).await,
+        ["apps", app, "batch_events"] => events::publish_batch(app, received(Post).await).await,
+        ["apps", app, "channels"] => channels::list(app, received(Get).await).await,
+        ["apps", app, "channels", channel] => {
+            channels::show(app, channel, received(Get).await).await
+        }
+        ["apps", app, "channels", channel, "users"] => {
+            users::list(app, channel, received(Get).await).await
+        }
+        ["apps", app, "users", user, "terminate_connections"] => {
+            users::terminate(app, user, received(Post).await).await
+        }
+        // As Python's library sends it (`pusher.md` 4.3).
+        ["users", user, "terminate_connections"] => {
+            users::terminate_without_app(user, received(Post).await).await
+        }
+        // Deprecated (`pusher.md` 5.8).
+        ["apps", app, "channels", channel, "events"] => {
+            events::publish_to_one(app, channel, received(Post).await).await
+        }
+        ["apps", app, "channels", channel, "stats"] => {
+            channels::stats(app, channel, received(Get).await).await
+        }
+        _ => Err(ApiError::UnknownPath),
+    }
 }

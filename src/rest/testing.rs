@@ -6,16 +6,11 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::service::Service;
-use hyper_util::service::TowerToHyperService;
-use warp::Filter;
-use warp::filters::BoxedFilter;
 use warp::http::header::CONTENT_TYPE;
 use warp::http::{self, HeaderMap};
-use warp::reply::Response;
 
 use super::Front;
-use super::routes::table;
+use super::routes::answer;
 use crate::apps::{App, AppKey, AppRegistry, Features, Limits};
 use crate::auth::{Secret, SignedRequest};
 use crate::backend::{Memory, fact_queue};
@@ -32,7 +27,6 @@ pub const BODY_BYTES_MAX: usize = 50_000;
 /// (id 5).
 pub struct Api {
     pub front: Arc<Front>,
-    routes: BoxedFilter<(Response,)>,
 }
 
 /// How the requests of an app are signed.
@@ -106,8 +100,7 @@ impl Api {
             request_body_bytes_max: BODY_BYTES_MAX,
             wants_client_certificate: false,
         });
-        let routes = table(front.clone(), || NOW_SECS).boxed();
-        Self { front, routes }
+        Self { front }
     }
 
     /// `target` is a path with its query.
@@ -119,13 +112,10 @@ impl Api {
 
     pub async fn serve<B>(&self, request: http::Request<B>) -> Answer
     where
-        B: hyper::body::Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>>
-            + Send
-            + Sync
-            + 'static,
+        B: hyper::body::Body<Data = Bytes>,
     {
-        let service = TowerToHyperService::new(warp::service(self.routes.clone()));
-        let (parts, body) = service.call(request).await.unwrap().into_parts();
+        let answer = answer(self.front.clone(), || NOW_SECS, request).await;
+        let (parts, body) = answer.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         Answer {
             status: parts.status.as_u16(),

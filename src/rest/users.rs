@@ -13,9 +13,9 @@ use crate::wire::rest;
 const USER_ID_CHARS_MAX: usize = 200;
 
 /// `GET /apps/:app_id/channels/:channel/users` (`pusher.md` 5.7)
-pub async fn list(app_id: String, channel: String, request: Request) -> Result<Response, ApiError> {
-    let call = request.of_app(&app_id)?;
-    let channel = call.channel_in_path(&channel)?;
+pub async fn list(app_id: &str, channel: &str, request: Request) -> Result<Response, ApiError> {
+    let call = request.of_app(app_id)?;
+    let channel = call.channel_in_path(channel)?;
     if !channel.is_presence() {
         return Err(ApiError::UsersOfChannel);
     }
@@ -30,23 +30,20 @@ pub async fn list(app_id: String, channel: String, request: Request) -> Result<R
 /// `POST /apps/:app_id/users/:user_id/terminate_connections`. A user that is not signed in is no
 /// error (`pusher.md` 4.3).
 pub async fn terminate(
-    app_id: String,
-    user_id: String,
+    app_id: &str,
+    user_id: &str,
     request: Request,
 ) -> Result<Response, ApiError> {
-    terminate_for(request.of_app(&app_id)?, user_id).await
+    terminate_for(request.of_app(app_id)?, user_id).await
 }
 
 /// `POST /users/:user_id/terminate_connections`
-pub async fn terminate_without_app(
-    user_id: String,
-    request: Request,
-) -> Result<Response, ApiError> {
+pub async fn terminate_without_app(user_id: &str, request: Request) -> Result<Response, ApiError> {
     terminate_for(request.of_key()?, user_id).await
 }
 
-async fn terminate_for(call: Call, user_id: String) -> Result<Response, ApiError> {
-    let user_id = percent_decode(&user_id);
+async fn terminate_for(call: Call, user_id: &str) -> Result<Response, ApiError> {
+    let user_id = percent_decode(user_id);
     if user_id.chars().count() > USER_ID_CHARS_MAX {
         return Err(ApiError::InvalidParameter("user_id"));
     }

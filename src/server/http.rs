@@ -51,8 +51,8 @@ const TOO_MANY_OF_ADDRESS: &str = "Too many connections from this address";
 pub struct Serving {
     pub settings: ServerSettings,
     pub addresses: Addresses,
+    api: Arc<rest::Front>,
     answer: Answer<Incoming>,
-    answer_api: Answer<Incoming>,
     answer_passed_on: Answer<Full<Bytes>>,
 }
 
@@ -75,21 +75,20 @@ type Answer<B> = Box<dyn Fn(Request<B>) -> Answering + Send + Sync>;
 type Answering = Pin<Box<dyn Future<Output = Response> + Send>>;
 
 impl Serving {
-    /// The HTTP API has a table of its own: in one, publishing would pass by all other lines.
+    /// `routes` has an answer for everything but the HTTP API.
     pub fn new(
         settings: ServerSettings,
         addresses: Addresses,
+        api: Arc<rest::Front>,
         routes: impl Table,
-        api_routes: impl Table,
     ) -> Self {
         let service = TowerToHyperService::new(warp::service(routes));
-        let api = TowerToHyperService::new(warp::service(api_routes));
         let passed_on = service.clone();
         Self {
             settings,
             addresses,
+            api,
             answer: Box::new(move |request| answering(service.call(request))),
-            answer_api: Box::new(move |request| answering(api.call(request))),
             answer_passed_on: Box::new(move |request| answering(passed_on.call(request))),
         }
     }
@@ -102,7 +101,7 @@ impl Serving {
                 || is_websocket_request(request.headers())
         };
         match is_of_api && !is_refused_otherwise() {
-            true => (self.answer_api)(request),
+            true => Box::pin(self.api.clone().answer(request)),
             false => (self.answer)(request),
         }
     }
@@ -340,15 +339,6 @@ fn strip_prefix(request: &mut Request<Incoming>, prefix: &str) {
 /// What the HTTP API is below; no mount of Bayeux is.
 const API_PATHS: [&str; 2] = ["/apps/", "/users/"];
 
-/// The URL table of the HTTP API.
-pub fn api_routes(rest: Arc<rest::Front>) -> impl Table {
-    rest::routes(rest).or(nobodys()).unify()
-}
-
-fn nobodys() -> impl Table {
-    warp::any().map(|| text(StatusCode::NOT_FOUND, "NOT FOUND"))
-}
-
 /// The URL table of everything else.
 pub fn routes(
     pusher: Arc<pusher::Front>,
@@ -403,6 +393,7 @@ pub fn routes(
     let ready = warp::path!("readyz")
         .and(warp::get())
         .map(move || status.ready());
+    let nobodys = warp::any().map(|| text(StatusCode::NOT_FOUND, "NOT FOUND"));
     (too_many.or(app).unify())
         .or(pusher::routes(fallback))
         .unify()
@@ -414,6 +405,6 @@ pub fn routes(
         .unify()
         .or(ready)
         .unify()
-        .or(nobodys())
+        .or(nobodys)
         .unify()
 }

@@ -77,9 +77,9 @@ pub enum BodyError {
 
 /// Keeps no more than `bytes_max` at any moment, and nothing of a body whose `headers` announce
 /// more.
-pub async fn read_body(
+pub async fn read_body<E>(
     headers: &HeaderMap,
-    chunks: impl Stream<Item = Result<impl Buf, warp::Error>>,
+    chunks: impl Stream<Item = Result<impl Buf, E>>,
     bytes_max: usize,
 ) -> Result<Vec<u8>, BodyError> {
     let announced = headers.get(CONTENT_LENGTH);
@@ -96,8 +96,8 @@ pub async fn read_body(
     body
 }
 
-async fn read(
-    chunks: impl Stream<Item = Result<impl Buf, warp::Error>>,
+async fn read<E>(
+    chunks: impl Stream<Item = Result<impl Buf, E>>,
     bytes_max: usize,
 ) -> Result<Vec<u8>, BodyError> {
     let mut chunks = pin!(chunks);
@@ -118,9 +118,7 @@ async fn read(
 }
 
 /// Of a body that is too large, so that a peer that first writes all and then reads gets its answer.
-async fn drop_rest(
-    mut chunks: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
-) -> BodyError {
+async fn drop_rest<E>(mut chunks: impl Stream<Item = Result<impl Buf, E>> + Unpin) -> BodyError {
     let Ok(_permit) = DROPS.try_acquire() else {
         return BodyError::TooLarge;
     };
@@ -144,13 +142,15 @@ async fn drop_rest(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::convert::Infallible;
+
     use bytes::Bytes;
     use futures_util::stream;
 
     #[tokio::test]
     async fn a_large_body_that_is_there_lets_others_have_their_turn() {
         const CHUNKS: usize = 64;
-        let chunk = || Ok(Bytes::from_static(&[b'x'; 16 * 1024]));
+        let chunk = || Ok::<_, Infallible>(Bytes::from_static(&[b'x'; 16 * 1024]));
         let chunks = stream::iter((0..CHUNKS).map(move |_| chunk()));
         let reading =
             tokio::spawn(async move { read_body(&HeaderMap::new(), chunks, usize::MAX).await });
@@ -166,7 +166,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_too_much_is_dropped_slowly_and_all_of_a_body_that_says_so() {
         const CHUNK: usize = 16 * 1024;
-        let chunks = || stream::iter((0..65).map(|_| Ok(Bytes::from_static(&[b'x'; CHUNK]))));
+        let chunks = || {
+            stream::iter((0..65).map(|_| Ok::<_, Infallible>(Bytes::from_static(&[b'x'; CHUNK]))))
+        };
         let mut announcing = HeaderMap::new();
         announcing.insert(CONTENT_LENGTH, HeaderValue::from(65 * CHUNK));
         for (headers, dropped) in [(announcing, 64), (HeaderMap::new(), 32)] {
@@ -180,7 +182,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_body_without_end_is_given_up_after_few_seconds() {
-        let endless = stream::repeat_with(|| Ok(Bytes::from_static(&[b'x'; 16 * 1024])));
+        let endless =
+            stream::repeat_with(|| Ok::<_, Infallible>(Bytes::from_static(&[b'x'; 16 * 1024])));
         let begin = tokio::time::Instant::now();
         let body = read_body(&HeaderMap::new(), endless, 0).await;
         assert_eq!(body, Err(BodyError::TooLarge));

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::sleep;
-use warp::http::HeaderMap;
+use warp::http::{HeaderMap, HeaderName};
 
 use crate::metrics::{Limit, REFUSALS};
 use crate::rate::Rate;
@@ -28,6 +28,10 @@ pub struct Peer {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TrustedProxies(pub Vec<Network>);
 
+// Names that are read already: what a request says is looked up at every one.
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
 impl TrustedProxies {
     pub fn contains(&self, address: IpAddr) -> bool {
         self.0.iter().any(|network| network.contains(address))
@@ -40,7 +44,7 @@ impl TrustedProxies {
         if self.0.is_empty() || !self.contains(direct.address) {
             return direct;
         }
-        let values = headers.get_all("x-forwarded-for").iter();
+        let values = headers.get_all(FORWARDED_FOR).iter();
         let listed = values.flat_map(|v| v.to_str().unwrap_or_default().split(','));
         let listed: Vec<_> = listed.map(str::trim).collect();
         let mut address = direct.address;
@@ -53,7 +57,7 @@ impl TrustedProxies {
                 break;
             }
         }
-        let scheme = headers.get("x-forwarded-proto");
+        let scheme = headers.get(FORWARDED_PROTO);
         let secure = match scheme.map(|scheme| scheme.as_bytes()) {
             Some(scheme) => matches!(scheme, b"https" | b"wss"),
             None => direct.secure,
