@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::model::{AppId, SocketId, now_ms};
+use crate::model::{AppId, ChannelName, SocketId, now_ms};
 
 pub const TARGET: &str = "raptor::audit";
 
@@ -19,21 +19,20 @@ const REFUSALS_PER_SEC_MAX: u32 = 100;
 pub struct Caller<'c> {
     pub app: &'c AppId,
     pub key: &'c str,
-    pub address: Option<IpAddr>,
+    pub address: IpAddr,
 }
 
 impl Caller<'_> {
-    pub fn published(&self, event: &str, channels: &[&str]) {
-        let (app, key) = (self.app.as_str(), self.key);
-        let address = self.address.map(tracing::field::display);
-        let channels = channels.join(" ");
-        tracing::info!(target: TARGET, action = "publish", app, key, address, event, channels);
+    pub fn published(&self, event: &str, channels: &[ChannelName]) {
+        let (app, key, address) = (self.app.as_str(), self.key, self.address);
+        // Only made where there is an audit log.
+        let names = || channels.iter().map(ChannelName::as_str).collect::<Vec<_>>();
+        tracing::info!(target: TARGET, action = "publish", app, key, %address, event, channels = names().join(" "));
     }
 
     pub fn terminated(&self, user: &str) {
-        let (app, key) = (self.app.as_str(), self.key);
-        let address = self.address.map(tracing::field::display);
-        tracing::info!(target: TARGET, action = "terminate", app, key, address, user);
+        let (app, key, address) = (self.app.as_str(), self.key, self.address);
+        tracing::info!(target: TARGET, action = "terminate", app, key, %address, user);
     }
 }
 

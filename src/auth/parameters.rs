@@ -1,10 +1,20 @@
 use std::borrow::Cow;
+use std::ops::Range;
 
 use super::hex_digit;
 
-/// The decoded parameters of a verified request. Names are in lower case.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Parameters(Vec<(String, String)>);
+/// What libraries send, without room for parameters of their own.
+const USUAL: usize = 5;
+
+/// The decoded parameters of a verified request, in the order in which they are signed. Names are
+/// in lower case.
+#[derive(Clone)]
+pub struct Parameters {
+    /// Every name and every value.
+    text: String,
+    /// Where each name is in the text, and its value.
+    places: Vec<(Range<usize>, Range<usize>)>,
+}
 
 impl Parameters {
     /// The value of a parameter, the last one if it is repeated.
@@ -14,52 +24,65 @@ impl Parameters {
 
     /// Every value of a parameter in the order of the query, as in `all("channels[]")`.
     pub fn all(&self, name: &str) -> impl Iterator<Item = &str> {
-        self.0
-            .iter()
-            .filter(move |(known, _)| known == name)
-            .map(|(_, value)| value.as_str())
+        let named = self.iter().filter(move |(known, _)| *known == name);
+        named.map(|(_, value)| value)
     }
 
     pub(super) fn parse(query: &str, plus: Plus) -> Self {
-        let decode = |text: &str| match plus {
-            Plus::IsSpace if text.contains('+') => percent_decode(&text.replace('+', " ")),
-            Plus::IsSpace | Plus::IsPlus => percent_decode(text),
+        let mut parameters = Self {
+            text: String::with_capacity(query.len()),
+            places: Vec::with_capacity(USUAL),
         };
-        let parameters = query
-            .split('&')
-            .filter(|part| !part.is_empty())
-            .map(|part| part.split_once('=').unwrap_or((part, "")))
-            .map(|(name, value)| (lower_case(decode(name)), decode(value)));
-        Self::sorted(parameters.collect())
+        for part in query.split('&').filter(|part| !part.is_empty()) {
+            let (name, value) = part.split_once('=').unwrap_or((part, ""));
+            let name = parameters.write(&lower_case(plus.decode(name)));
+            let value = parameters.write(&plus.decode(value));
+            parameters.places.push((name, value));
+        }
+        parameters.sort();
+        parameters
     }
 
     /// With more of them, decoded.
-    pub(super) fn and(self, more: &[(&str, &str)]) -> Self {
-        let mut parameters = self.0;
-        let more = more.iter();
-        parameters.extend(more.map(|(name, value)| (name.to_string(), value.to_string())));
-        Self::sorted(parameters)
+    pub(super) fn and(mut self, more: &[(&str, &str)]) -> Self {
+        for (name, value) in more {
+            let place = (self.write(name), self.write(value));
+            self.places.push(place);
+        }
+        self.sort();
+        self
     }
 
-    fn sorted(mut parameters: Vec<(String, String)>) -> Self {
+    fn write(&mut self, text: &str) -> Range<usize> {
+        let start = self.text.len();
+        self.text.push_str(text);
+        start..self.text.len()
+    }
+
+    fn sort(&mut self) {
         // Signers sort arrays under their bare name, before they write the brackets.
-        let bare = |name: &str| name.strip_suffix("[]").unwrap_or(name).len();
-        parameters.sort_by(|(a, _), (b, _)| a[..bare(a)].cmp(&b[..bare(b)]));
-        Self(parameters)
+        let bare = |name: &Range<usize>| {
+            let name = &self.text[name.clone()];
+            name.strip_suffix("[]").unwrap_or(name)
+        };
+        self.places.sort_by_key(|(name, _)| bare(name));
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        let text = |place: &Range<usize>| &self.text[place.clone()];
+        (self.places.iter()).map(move |(name, value)| (text(name), text(value)))
     }
 
     pub(super) fn string_to_sign(&self, method: &str, path: &str) -> String {
-        let parameters = self.0.iter();
-        let length = parameters.fold(method.len() + 1 + path.len(), |sum, (name, value)| {
-            sum + name.len() + value.len() + 2
-        });
-        let mut text = String::with_capacity(length + 1);
+        // Each brings two signs of its own.
+        let length = method.len() + path.len() + self.text.len() + 2 * self.places.len() + 2;
+        let mut text = String::with_capacity(length);
         text.push_str(method);
         text.make_ascii_uppercase();
         text.push('\n');
         text.push_str(path);
         let mut before = '\n';
-        for (name, value) in self.0.iter().filter(|(name, _)| name != "auth_signature") {
+        for (name, value) in self.iter().filter(|(name, _)| *name != "auth_signature") {
             text.push(before);
             text.push_str(name);
             text.push('=');
@@ -74,13 +97,13 @@ impl Parameters {
 }
 
 /// Most are already.
-fn lower_case(text: String) -> String {
+fn lower_case(text: Cow<'_, str>) -> Cow<'_, str> {
     match text
         .bytes()
         .all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase())
     {
         true => text,
-        false => text.to_lowercase(),
+        false => text.to_lowercase().into(),
     }
 }
 
@@ -91,11 +114,22 @@ pub(super) enum Plus {
     IsPlus,
 }
 
+impl Plus {
+    fn decode(self, text: &str) -> Cow<'_, str> {
+        match self {
+            Self::IsSpace if text.contains('+') => {
+                percent_decode(&text.replace('+', " ")).into_owned().into()
+            }
+            Self::IsSpace | Self::IsPlus => percent_decode(text),
+        }
+    }
+}
+
 /// Turns `%3B` into `;`. A `%` without two hex digits stands for itself; what is not UTF-8 becomes
 /// replacement characters.
-pub fn percent_decode(text: &str) -> String {
+pub fn percent_decode(text: &str) -> Cow<'_, str> {
     if !text.contains('%') {
-        return text.to_owned();
+        return text.into();
     }
     let bytes = text.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
@@ -112,7 +146,7 @@ pub fn percent_decode(text: &str) -> String {
         decoded.push(byte);
         at += length;
     }
-    String::from_utf8_lossy(&decoded).into_owned()
+    String::from_utf8_lossy(&decoded).into_owned().into()
 }
 
 /// Escapes everything but what RFC 3986 calls unreserved.

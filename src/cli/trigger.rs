@@ -119,7 +119,7 @@ impl AppUrl {
             origin: url.origin().ascii_serialization(),
             prefix: prefix.to_owned(),
             id: id.to_owned(),
-            key: percent_decode(url.username()),
+            key: percent_decode(url.username()).into_owned(),
             secret: Secret::new(&percent_decode(secret)),
         })
     }

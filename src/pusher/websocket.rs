@@ -29,7 +29,7 @@ pub fn app_path(
     peer: Peer,
     on_upgrade: Option<OnUpgrade>,
 ) -> Response {
-    let key = percent_decode(key);
+    let key = percent_decode(key).into_owned();
     let checked = handshake::check(&front, &key, query, headers.get(ORIGIN), peer);
     upgrade(front, headers, on_upgrade, move |front, outbox| {
         let opened = checked.and_then(|app| Connection::open(front, app, outbox, &WEBSOCKET));

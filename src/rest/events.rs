@@ -190,8 +190,7 @@ impl Publication {
     }
 
     async fn publish(&self, call: &Call) {
-        let channels: Vec<_> = self.channels.iter().map(ChannelName::as_str).collect();
-        call.caller().published(&self.message.name, &channels);
+        call.caller().published(&self.message.name, &self.channels);
         for channel in &self.channels {
             let message = self.message.clone();
             (call.broker)

@@ -38,7 +38,7 @@ pub struct Request {
     method: Method,
     uri: Uri,
     body: Result<Vec<u8>, ApiError>,
-    peer: Option<Peer>,
+    peer: Peer,
 }
 
 /// What an app is known to have asked for.
@@ -47,7 +47,7 @@ pub struct Call {
     pub app: Arc<App>,
     pub parameters: Parameters,
     pub body: Vec<u8>,
-    address: Option<IpAddr>,
+    address: IpAddr,
 }
 
 impl Request {
@@ -57,6 +57,7 @@ impl Request {
         clock: Clock,
         methods: Methods,
         request: http::Request<B>,
+        peer: Peer,
     ) -> Self
     where
         B: Body<Data: Buf>,
@@ -71,7 +72,7 @@ impl Request {
             method: parts.method,
             uri: parts.uri,
             body: body.map_err(ApiError::from),
-            peer: parts.extensions.get::<Peer>().copied(),
+            peer,
         }
     }
 
@@ -111,7 +112,7 @@ impl Request {
     }
 
     fn of(mut self, app: Arc<App>) -> Result<Call, ApiError> {
-        if self.front.wants_client_certificate && !self.peer.is_some_and(|peer| peer.certified) {
+        if self.front.wants_client_certificate && !self.peer.certified {
             REFUSALS.count(Limit::ClientCertificate);
             self.note_refused(&app, "client_certificate");
             return Err(ApiError::NoClientCertificate);
@@ -138,7 +139,7 @@ impl Request {
             app,
             parameters,
             body,
-            address: self.peer.map(|peer| peer.address),
+            address: self.peer.address,
         })
     }
 
@@ -149,7 +150,7 @@ impl Request {
         let caller = Stranger {
             app: Some(&app.id),
             key: key.as_ref().map(|(_, key)| &**key),
-            address: self.peer.map(|peer| peer.address),
+            address: Some(self.peer.address),
         };
         caller.refused(why);
     }

@@ -10,6 +10,7 @@ use super::request::Methods::{Get, Post};
 use super::request::{Clock, Request};
 use super::{Front, channels, events, users};
 use crate::model::since_1970;
+use crate::transport::peer::Peer;
 
 /// No path has more; whatever is longer is not looked at to its end.
 const SEGMENTS_MAX: usize = 5;
@@ -17,11 +18,11 @@ const SEGMENTS_MAX: usize = 5;
 impl Front {
     /// Answers a request, whatever its path. This is no table of warp's: a publish is the hottest
     /// request there is, and each line of such a table is a step on its way.
-    pub async fn answer<B>(self: Arc<Self>, request: http::Request<B>) -> Response
+    pub async fn answer<B>(self: Arc<Self>, request: http::Request<B>, peer: Peer) -> Response
     where
         B: Body<Data: Buf>,
     {
-        answer(self, || since_1970().as_secs(), request).await
+        answer(self, || since_1970().as_secs(), request, peer).await
     }
 }
 
@@ -29,11 +30,12 @@ pub(super) async fn answer<B>(
     front: Arc<Front>,
     clock: Clock,
     request: http::Request<B>,
+    peer: Peer,
 ) -> Response
 where
     B: Body<Data: Buf>,
 {
-    let outcome = route(front, clock, request).await;
+    let outcome = route(front, clock, request, peer).await;
     outcome.unwrap_or_else(ApiError::into_response)
 }
 
@@ -42,6 +44,7 @@ async fn route<B>(
     front: Arc<Front>,
     clock: Clock,
     request: http::Request<B>,
+    peer: Peer,
 ) -> Result<Response, ApiError>
 where
     B: Body<Data: Buf>,
@@ -53,7 +56,7 @@ where
     if segments.contains(&"") {
         return Err(ApiError::UnknownPath);
     }
-    let received = |methods| Request::receive(front, clock, methods, request);
+    let received = |methods| Request::receive(front, clock, methods, request, peer);
     match *segments {
         ["apps", app, "events"] => events::publish(app, received(Post).await).await,
         ["apps", app, "batch_events"] => events::publish_batch(app, received(Post).await).await,

@@ -1,6 +1,7 @@
 //! The API without a server: signed requests in, answers out, and what subscribers got.
 
 use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -18,10 +19,16 @@ use crate::broker::Broker;
 use crate::hub::{Acknowledgement, Encoding, Frame, Hub, Outbox, Subscriber};
 use crate::model::ids::IdSource;
 use crate::model::{AppId, Body, ChannelName, Event, Member, SocketId};
+use crate::transport::peer::Peer;
 
 /// The clock of the published vectors, which the API under test goes by.
 pub const NOW_SECS: u64 = 1_353_088_179;
 pub const BODY_BYTES_MAX: usize = 50_000;
+const PEER: Peer = Peer {
+    address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+    secure: false,
+    certified: false,
+};
 
 /// Serves the app of the published vectors (id 3), one with two keys (id 4) and a disabled one
 /// (id 5).
@@ -114,7 +121,7 @@ impl Api {
     where
         B: hyper::body::Body<Data = Bytes>,
     {
-        let answer = answer(self.front.clone(), || NOW_SECS, request).await;
+        let answer = answer(self.front.clone(), || NOW_SECS, request, PEER).await;
         let (parts, body) = answer.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         Answer {

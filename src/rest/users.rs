@@ -43,7 +43,7 @@ pub async fn terminate_without_app(user_id: &str, request: Request) -> Result<Re
 }
 
 async fn terminate_for(call: Call, user_id: &str) -> Result<Response, ApiError> {
-    let user_id = percent_decode(user_id);
+    let user_id = percent_decode(user_id).into_owned();
     if user_id.chars().count() > USER_ID_CHARS_MAX {
         return Err(ApiError::InvalidParameter("user_id"));
     }

@@ -93,17 +93,26 @@ impl Serving {
         }
     }
 
-    fn answer(&self, request: Request<Incoming>) -> Answering {
+    /// `is_one_too_many`: its address has as many connections as it may have.
+    fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        peer: Peer,
+        receipts: &Receipts,
+        is_one_too_many: bool,
+    ) -> Answering {
         let path = request.uri().path();
         let is_of_api = API_PATHS.iter().any(|start| path.starts_with(start));
-        let is_refused_otherwise = || {
-            request.extensions().get::<OneTooMany>().is_some()
-                || is_websocket_request(request.headers())
-        };
-        match is_of_api && !is_refused_otherwise() {
-            true => Box::pin(self.api.clone().answer(request)),
-            false => (self.answer)(request),
+        if is_of_api && !is_one_too_many && !is_websocket_request(request.headers()) {
+            return Box::pin(self.api.clone().answer(request, peer));
         }
+        let extensions = request.extensions_mut();
+        extensions.insert(peer);
+        extensions.insert(receipts.clone());
+        if is_one_too_many {
+            extensions.insert(OneTooMany);
+        }
+        (self.answer)(request)
     }
 
     /// Answers a request that another node passed on, after it was checked there.
@@ -156,15 +165,13 @@ pub async fn serve(
         let serving = live.get();
         let settings = &serving.settings;
         let peer = settings.trusted_proxies.peer(direct, request.headers());
-        if seat.take(&serving.addresses, peer.address) != Room::Free {
+        let is_one_too_many = seat.take(&serving.addresses, peer.address) != Room::Free;
+        if is_one_too_many {
             count_crowded(peer.address);
-            request.extensions_mut().insert(OneTooMany);
         }
-        request.extensions_mut().insert(peer);
-        request.extensions_mut().insert(receipts.clone());
         strip_prefix(&mut request, &settings.path_prefix);
         let is_by_proxy = peer.address != address;
-        let answer = serving.answer(request);
+        let answer = serving.answer(request, peer, &receipts, is_one_too_many);
         async move {
             let answer = answer.await;
             if is_refusal(answer.status()) {

@@ -86,8 +86,12 @@ pub async fn read_body<E>(
     let announced = announced.and_then(|bytes| bytes.to_str().ok()?.parse::<u64>().ok());
     let is_too_large = announced.is_some_and(|bytes| bytes > bytes_max as u64);
     let bytes_max = if is_too_large { 0 } else { bytes_max };
-    let read = timeout(BODY_TIMEOUT, read(chunks, bytes_max));
-    let body = read.await.unwrap_or(Err(BodyError::TooSlow));
+    let mut reading = pin!(read(chunks, bytes_max));
+    // Most are there already, and need no timer.
+    let body = match futures_util::poll!(&mut reading) {
+        Poll::Ready(body) => body,
+        Poll::Pending => (timeout(BODY_TIMEOUT, reading).await).unwrap_or(Err(BodyError::TooSlow)),
+    };
     match body {
         Err(BodyError::TooLarge) => CUT_OFFS.count(CutOff::BodyTooLarge),
         Err(BodyError::TooSlow) => CUT_OFFS.count(CutOff::BodyTimeout),
