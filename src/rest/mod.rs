@@ -1,6 +1,6 @@
 //! The HTTP API of hosted Pusher (`pusher.md` 5), by which applications publish and ask.
 //!
-//! `routes` is the URL table, a `match`. What it finds becomes a `Request`, the request of an app that is
+//! `routes` is the URL table. What it finds becomes a `Request`, the request of an app that is
 //! known to have sent it becomes a `Call`, and a handler answers the call. `error` holds every
 //! status and text with which one is refused.
 
