@@ -15,7 +15,7 @@ pub fn fact_queue(facts_max: usize) -> (FactSink, mpsc::Receiver<Fact>) {
     let (queue, facts) = mpsc::channel(facts_max);
     let sink = FactSink {
         queue,
-        wants_sessions: Arc::default(),
+        wanted: Arc::default(),
         dropped: Arc::default(),
         note: None,
         is_silent: false,
@@ -26,10 +26,24 @@ pub fn fact_queue(facts_max: usize) -> (FactSink, mpsc::Receiver<Fact>) {
 #[derive(Clone)]
 pub struct FactSink {
     queue: mpsc::Sender<Fact>,
-    wants_sessions: Arc<AtomicBool>,
+    wanted: Arc<Flags>,
     dropped: Arc<AtomicU64>,
     note: Option<Note>,
     is_silent: bool,
+}
+
+/// Facts of which one comes with every message of a client. Most servers have nobody who would read
+/// them, and so they are stated only where they are wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Wanted {
+    pub sessions: bool,
+    pub client_events: bool,
+}
+
+#[derive(Default)]
+struct Flags {
+    sessions: AtomicBool,
+    client_events: AtomicBool,
 }
 
 /// Does not wait for anything.
@@ -66,10 +80,15 @@ impl FactSink {
         }));
     }
 
-    /// Whether facts about sessions are stated from now on. At first they are not: one comes with
-    /// every publish, and most servers have nobody who would read it.
-    pub fn want_sessions(&self, wanted: bool) {
-        self.wants_sessions.store(wanted, Ordering::Relaxed);
+    /// From now on. At first nothing is.
+    pub fn want(&self, wanted: Wanted) {
+        let flags = &self.wanted;
+        flags.sessions.store(wanted.sessions, Ordering::Relaxed);
+        (flags.client_events).store(wanted.client_events, Ordering::Relaxed);
+    }
+
+    pub fn wants_client_events(&self) -> bool {
+        self.wanted.client_events.load(Ordering::Relaxed)
     }
 
     /// States what `kind` makes, if anybody wants it. Half of the queue is kept for the facts about
@@ -80,7 +99,7 @@ impl FactSink {
         session: Option<SocketId>,
         kind: impl FnOnce() -> SessionFactKind,
     ) {
-        if !self.wants_sessions.load(Ordering::Relaxed) {
+        if !self.wanted.sessions.load(Ordering::Relaxed) {
             return;
         }
         if self.queue.capacity() <= self.queue.max_capacity() / 2 {
@@ -125,6 +144,11 @@ mod tests {
     use super::*;
     use crate::model::ChannelName;
 
+    const SESSIONS: Wanted = Wanted {
+        sessions: true,
+        client_events: false,
+    };
+
     fn names(facts: &mut mpsc::Receiver<Fact>) -> Vec<&'static str> {
         let stated = std::iter::from_fn(|| facts.try_recv().ok());
         stated.map(|fact| fact.name()).collect()
@@ -135,9 +159,9 @@ mod tests {
         let (sink, mut facts) = fact_queue(10);
         let app = AppId::new("1");
         sink.state_session(&app, None, || panic!("nobody wants it"));
-        sink.want_sessions(true);
+        sink.want(SESSIONS);
         sink.state_session(&app, None, || SessionFactKind::Handshake);
-        sink.want_sessions(false);
+        sink.want(Wanted::default());
         sink.state_session(&app, None, || panic!("nobody wants it any more"));
         assert_eq!(names(&mut facts), ["handshake"]);
     }
@@ -145,7 +169,7 @@ mod tests {
     #[test]
     fn facts_about_sessions_leave_room_for_those_about_channels() {
         let (sink, mut facts) = fact_queue(4);
-        sink.want_sessions(true);
+        sink.want(SESSIONS);
         let app = AppId::new("1");
         let room = ChannelId::new(&app, &ChannelName::parse("room", 164).unwrap());
         for _ in 0..5 {

@@ -90,7 +90,7 @@ mod tests {
     use super::super::site::Front;
     use super::*;
     use crate::apps::AppRegistry;
-    use crate::backend::{FactSink, Memory, fact_queue};
+    use crate::backend::{FactSink, Memory, Wanted, fact_queue};
     use crate::broker::Broker;
     use crate::config::Config;
     use crate::hub::Hub;
@@ -98,6 +98,11 @@ mod tests {
     use crate::model::ids::IdSource;
     use crate::transport::writer::Flushers;
     use crate::wire::bayeux::parse;
+
+    const SESSIONS: Wanted = Wanted {
+        sessions: true,
+        client_events: false,
+    };
 
     const LOCALHOST: std::net::Ipv4Addr = std::net::Ipv4Addr::LOCALHOST;
 
@@ -110,7 +115,7 @@ mod tests {
     fn setup() -> Setup {
         let config = Config::development();
         let (sink, facts) = fact_queue(1000);
-        sink.want_sessions(true);
+        sink.want(SESSIONS);
         let (hub, ids) = (Arc::new(Hub::new()), Arc::new(IdSource::new(1)));
         let backend = Arc::new(Memory::new(hub.clone(), ids.clone(), sink.clone()));
         let broker = Broker::new(hub, backend, sink.clone(), ids);
@@ -240,7 +245,7 @@ mod tests {
             setup.send(&refused.replace("ID", &id)).await;
         }
         assert_eq!(setup.told(), []);
-        setup.sink.want_sessions(false);
+        setup.sink.want(Wanted::default());
         setup.send(r#"{"channel":"/a","data":1}"#).await;
         assert_eq!(setup.told(), []);
     }

@@ -231,14 +231,14 @@ impl Broker {
         sender: Option<SocketId>,
         except: Option<SocketId>,
     ) {
-        let fact = FactKind::ClientEvent {
+        let fact = (self.facts.wants_client_events()).then(|| FactKind::ClientEvent {
             name: message.name.clone(),
             data: message.data.clone(),
             socket_id: sender,
             user_id: message.user_id.clone(),
-        };
+        });
         let event = self.event(app, channel, except, Body::Message(message));
-        self.backend.publish(event, None, Some(fact)).await;
+        self.backend.publish(event, None, fact).await;
     }
 
     /// States what `kind` makes about a Bayeux session, if anybody wants to know of sessions.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use raptor::audit;
 use raptor::config::{AuditLog, LogFormat, LogSettings};
-use tracing::Level;
+use tracing::{Dispatch, Level};
 use tracing_subscriber::Registry;
 use tracing_subscriber::filter::{FilterExt, Targets, filter_fn};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
@@ -20,6 +20,12 @@ pub struct Logs {
 
 /// Logs to stderr from now on, and audits to where the settings say. To be called once.
 pub fn start(settings: &LogSettings) -> Result<Logs, String> {
+    let (dispatch, logs) = prepare(settings)?;
+    dispatch.init();
+    Ok(logs)
+}
+
+fn prepare(settings: &LogSettings) -> Result<(Dispatch, Logs), String> {
     // Below `info` other crates print what passes through them, secrets and payloads included.
     let discreet = filter_fn(|metadata| {
         let is_ours = metadata.target().starts_with("raptor");
@@ -44,14 +50,17 @@ pub fn start(settings: &LogSettings) -> Result<Logs, String> {
         };
         lines.with_filter(filter_fn(|metadata| metadata.target() == audit::TARGET))
     });
-    tracing_subscriber::registry()
-        .with(lines.with_filter(level.and(discreet)))
-        .with(audits)
-        .init();
-    Ok(Logs {
+    let registry = tracing_subscriber::registry().with(lines.with_filter(level.and(discreet)));
+    // A layer that is `None` would want everything, so that each line that nobody reads was made.
+    let dispatch = match audits {
+        Some(audits) => registry.with(audits).into(),
+        None => registry.into(),
+    };
+    let logs = Logs {
         filter,
         audit: file,
-    })
+    };
+    Ok((dispatch, logs))
 }
 
 /// The level is one, or the configuration would have been refused.
@@ -103,5 +112,28 @@ impl Write for AuditFile {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracing::dispatcher::with_default;
+    use tracing::enabled;
+
+    #[test]
+    fn what_nobody_reads_is_not_made() {
+        for (audit_log, is_audited) in [(None, false), (Some(AuditLog::Stdout), true)] {
+            let settings = LogSettings {
+                audit: audit_log,
+                ..LogSettings::default()
+            };
+            let (dispatch, _logs) = prepare(&settings).unwrap();
+            with_default(&dispatch, || {
+                assert!(enabled!(target: "raptor::server", Level::INFO));
+                assert!(!enabled!(target: "raptor::facts", Level::DEBUG));
+                assert_eq!(enabled!(target: audit::TARGET, Level::INFO), is_audited);
+            });
+        }
     }
 }

@@ -1,11 +1,11 @@
 //! A connection as the operating system has it: TCP, or a Unix socket.
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Read};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
@@ -35,9 +35,21 @@ impl Socket {
         either!(self, stream => stream.writable().await)
     }
 
-    /// How many bytes; none at the end.
+    /// How many bytes; none at the end. Fewer than there is room for are all there are (epoll(7)):
+    /// whoever waits for more then needs no call that finds nothing.
     pub fn try_read(&self, bytes: &mut [u8]) -> io::Result<usize> {
-        either!(self, stream => stream.try_read(bytes))
+        let mut read = 0;
+        let outcome = either!(self, stream => stream.try_io(Interest::READABLE, || {
+            read = (&*SockRef::from(stream)).read(bytes)?;
+            match (1..bytes.len()).contains(&read) {
+                true => Err(io::ErrorKind::WouldBlock.into()),
+                false => Ok(()),
+            }
+        }));
+        match outcome {
+            Err(_) if read > 0 => Ok(read),
+            outcome => outcome.map(|()| read),
+        }
     }
 
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {

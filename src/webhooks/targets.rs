@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use super::StartError;
 use super::settings::Endpoint;
-use crate::backend::FactSink;
+use crate::backend::{FactSink, Wanted};
 use crate::model::{AppId, ChannelFact, ChannelId, FactKind};
 use crate::transport::outbound::{Outbound, Reach};
 use crate::wire;
@@ -44,8 +44,7 @@ impl Target {
 }
 
 impl Targets {
-    /// `facts` states what happens to sessions from now on, if a target asks for it or facts are
-    /// logged.
+    /// `facts` states from now on what a target asks for, or everything if facts are logged.
     pub fn new(targets: Vec<Target>, facts: FactSink, are_facts_logged: bool) -> Self {
         let (list, _) = watch::channel(List::default());
         let of = Self {
@@ -59,10 +58,15 @@ impl Targets {
 
     /// What is stated from now on goes to these. Nothing happens to those who stay as they are.
     pub fn replace(&self, targets: Vec<Target>) {
-        let (_, names) = wire::webhooks::SESSION_GROUP;
-        let mut events = targets.iter().flat_map(|target| &target.endpoint.events);
-        let want_sessions = events.any(|event| names.contains(event));
-        (self.facts).want_sessions(self.are_facts_logged || want_sessions);
+        let (_, of_sessions) = wire::webhooks::SESSION_GROUP;
+        let want_any = |names: &[&str]| {
+            let mut events = targets.iter().flat_map(|target| &target.endpoint.events);
+            self.are_facts_logged || events.any(|event| names.contains(event))
+        };
+        self.facts.want(Wanted {
+            sessions: want_any(of_sessions),
+            client_events: want_any(&["client_event"]),
+        });
         self.list.send_if_modified(|list| {
             let before = list.iter().map(|target| &target.endpoint);
             let is_new = !before.eq(targets.iter().map(|target| &target.endpoint));
