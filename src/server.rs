@@ -119,9 +119,8 @@ impl Server {
         ));
         let apps = Arc::new(AppRegistry::new(apps));
         let (fact_sink, facts) = fact_queue(FACTS_MAX);
-        let are_logged = tracing::enabled!(target: webhooks::FACTS_LOG, tracing::Level::DEBUG);
         let targets = Target::all(&webhooks.endpoints).map_err(StartError::Webhooks)?;
-        let targets = Arc::new(Targets::new(targets, fact_sink.clone(), are_logged));
+        let targets = Arc::new(Targets::new(targets, fact_sink.clone()));
         // What is in Redis is for those who read it there.
         let is_dispatching = redis.is_none() || !webhooks.endpoints.is_empty();
         let redis = match redis {

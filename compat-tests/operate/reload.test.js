@@ -78,8 +78,12 @@ test('an invalid configuration is refused whole, and the old one stays', async (
 
 test('the level of the log changes, and what needs a restart is named', async () => {
   const server = await startReloadable({ apps: [APP], log: { level: 'info' } });
-  await Peer.connect(server);
-  assert.doesNotMatch(server.stderr(), /connected/);
+  const peer = await Peer.connect(server);
+  await peer.subscribe('private-room');
+  const say = () => peer.send({ event: 'client-x', channel: 'private-room', data: 'x' });
+  say();
+  await peer.isAlive();
+  assert.doesNotMatch(server.stderr(), /connected|client_event/);
   const restart = { listen: '127.0.0.2:0', webhooks: { fsync: true }, redis: { url: 'redis://127.0.0.1:1' } };
   server.write({ apps: [APP], log: { level: 'debug', format: 'json' }, ...restart });
   await server.reload(TAKEN);
@@ -88,6 +92,8 @@ test('the level of the log changes, and what needs a restart is named', async ()
   }
   await Peer.connect(server);
   await until(() => /DEBUG.*connected/.test(server.stderr()), 'debug lines');
+  say();
+  await until(() => /DEBUG raptor::facts: client_event/.test(server.stderr()), () => `facts in ${server.stderr()}`);
 });
 
 test('limits of the whole server count from the next message, request or connection on', async () => {

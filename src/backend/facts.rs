@@ -9,6 +9,9 @@ use crate::model::{
     AppId, ChannelFact, ChannelId, Fact, FactKind, SessionFact, SessionFactKind, SocketId, now_ms,
 };
 
+/// Under which the log has facts, at the level debug.
+pub const FACTS_LOG: &str = "raptor::facts";
+
 /// One bounded queue; what does not fit is counted and dropped, so that a slow reader delays no
 /// client.
 pub fn fact_queue(facts_max: usize) -> (FactSink, mpsc::Receiver<Fact>) {
@@ -33,7 +36,7 @@ pub struct FactSink {
 }
 
 /// Facts of which one comes with every message of a client. Most servers have nobody who would read
-/// them, and so they are stated only where they are wanted.
+/// them, and so they are stated only where they are wanted, or logged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Wanted {
     pub sessions: bool,
@@ -80,7 +83,7 @@ impl FactSink {
         }));
     }
 
-    /// From now on. At first nothing is.
+    /// From now on. At first nothing is wanted.
     pub fn want(&self, wanted: Wanted) {
         let flags = &self.wanted;
         flags.sessions.store(wanted.sessions, Ordering::Relaxed);
@@ -88,7 +91,7 @@ impl FactSink {
     }
 
     pub fn wants_client_events(&self) -> bool {
-        self.wanted.client_events.load(Ordering::Relaxed)
+        self.wanted.client_events.load(Ordering::Relaxed) || are_logged()
     }
 
     /// States what `kind` makes, if anybody wants it. Half of the queue is kept for the facts about
@@ -99,7 +102,7 @@ impl FactSink {
         session: Option<SocketId>,
         kind: impl FnOnce() -> SessionFactKind,
     ) {
-        if !self.wanted.sessions.load(Ordering::Relaxed) {
+        if !self.wanted.sessions.load(Ordering::Relaxed) && !are_logged() {
             return;
         }
         if self.queue.capacity() <= self.queue.max_capacity() / 2 {
@@ -137,6 +140,11 @@ impl FactSink {
             tracing::warn!(dropped, "facts do not fit into their queue");
         }
     }
+}
+
+/// The log's levels may change at any time.
+fn are_logged() -> bool {
+    tracing::enabled!(target: FACTS_LOG, tracing::Level::DEBUG)
 }
 
 #[cfg(test)]

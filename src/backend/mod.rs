@@ -15,7 +15,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use facts::{FactSink, Wanted, fact_queue};
+pub use facts::{FACTS_LOG, FactSink, Wanted, fact_queue};
 pub use memory::Memory;
 pub use redis::Redis;
 

@@ -36,7 +36,7 @@ pub use store::{Archive, Attempt, Delivery, Listed, State, StoreError};
 pub use targets::{Target, Targets};
 
 use crate::apps::AppRegistry;
-use crate::backend::FactSink;
+use crate::backend::{FACTS_LOG, FactSink};
 use crate::model::Fact;
 use crate::transport::outbound::OutboundError;
 use cluster::Cluster;
@@ -45,9 +45,6 @@ use journal::Journal;
 use settle::Settler;
 use source::Queue;
 use store::{Local, Store};
-
-/// Under which the log has facts.
-pub const FACTS_LOG: &str = "raptor::facts";
 
 /// Webhooks of a running server.
 pub struct Webhooks {

@@ -23,7 +23,6 @@ pub(super) type List = Arc<Vec<Target>>;
 pub struct Targets {
     list: watch::Sender<List>,
     facts: FactSink,
-    are_facts_logged: bool,
 }
 
 impl Target {
@@ -44,14 +43,10 @@ impl Target {
 }
 
 impl Targets {
-    /// `facts` states from now on what a target asks for, or everything if facts are logged.
-    pub fn new(targets: Vec<Target>, facts: FactSink, are_facts_logged: bool) -> Self {
+    /// `facts` states from now on what a target asks for.
+    pub fn new(targets: Vec<Target>, facts: FactSink) -> Self {
         let (list, _) = watch::channel(List::default());
-        let of = Self {
-            list,
-            facts,
-            are_facts_logged,
-        };
+        let of = Self { list, facts };
         of.replace(targets);
         of
     }
@@ -61,7 +56,7 @@ impl Targets {
         let (_, of_sessions) = wire::webhooks::SESSION_GROUP;
         let want_any = |names: &[&str]| {
             let mut events = targets.iter().flat_map(|target| &target.endpoint.events);
-            self.are_facts_logged || events.any(|event| names.contains(event))
+            events.any(|event| names.contains(event))
         };
         self.facts.want(Wanted {
             sessions: want_any(of_sessions),
