@@ -24,8 +24,8 @@ use crate::broker::Broker;
 use crate::config::{Config, Problem, Problems, ServerSettings};
 use crate::hub::{Hub, Load};
 use crate::metrics::{self, CUT_OFFS, CutOff, Page};
-use crate::model::AppId;
 use crate::model::ids::IdSource;
+use crate::model::{AppId, since_1970};
 use crate::peers::Peers;
 use crate::transport::outbound::OutboundError;
 use crate::transport::peer::Addresses;
@@ -434,6 +434,7 @@ impl Rooms {
             request_body_bytes_max: settings.request_body_bytes_max,
             wants_client_certificate: (settings.tls.as_ref())
                 .is_some_and(|tls| tls.api_client_ca.is_some()),
+            clock: || since_1970().as_secs(),
         });
         let fallback = pusher::Fallback::start(pusher.clone(), &self.kept);
         let (bayeux, status) = (self.bayeux.clone(), self.status.clone());

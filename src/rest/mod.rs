@@ -28,6 +28,8 @@ pub struct Front {
     pub request_body_bytes_max: usize,
     /// Whoever calls must have shown one over TLS, beside its signature.
     pub wants_client_certificate: bool,
+    /// Seconds since 1970.
+    pub clock: fn() -> u64,
 }
 
 /// Finishes the work even if the sender hangs up meanwhile and the request is dropped: an event

@@ -19,9 +19,6 @@ use crate::model::ChannelName;
 use crate::transport::http::read_body;
 use crate::transport::peer::Peer;
 
-/// Seconds since 1970.
-pub type Clock = fn() -> u64;
-
 /// What the paths of the API take.
 #[derive(Clone, Copy)]
 pub enum Methods {
@@ -33,7 +30,6 @@ pub enum Methods {
 /// A request to a path of the API, from whomever.
 pub struct Request {
     front: Arc<Front>,
-    clock: Clock,
     methods: Methods,
     method: Method,
     uri: Uri,
@@ -52,22 +48,17 @@ pub struct Call {
 
 impl Request {
     /// With its body, or why there is none.
-    pub async fn receive<B>(
+    pub async fn receive(
         front: Arc<Front>,
-        clock: Clock,
         methods: Methods,
-        request: http::Request<B>,
+        request: http::Request<impl Body<Data: Buf>>,
         peer: Peer,
-    ) -> Self
-    where
-        B: Body<Data: Buf>,
-    {
+    ) -> Self {
         let (parts, body) = request.into_parts();
         let chunks = BodyDataStream::new(body);
         let body = read_body(&parts.headers, chunks, front.request_body_bytes_max).await;
         Self {
             front,
-            clock,
             methods,
             method: parts.method,
             uri: parts.uri,
@@ -124,7 +115,7 @@ impl Request {
             query: self.query(),
             body: &body,
         };
-        let verified = signed.verify((self.clock)(), |key| {
+        let verified = signed.verify((self.front.clock)(), |key| {
             app.key(key).map(|active| &active.secret)
         });
         let parameters = verified.inspect_err(|error| {

@@ -7,9 +7,8 @@ use warp::reply::Response;
 
 use super::error::ApiError;
 use super::request::Methods::{Get, Post};
-use super::request::{Clock, Request};
+use super::request::Request;
 use super::{Front, channels, events, users};
-use crate::model::since_1970;
 use crate::transport::peer::Peer;
 
 /// No path has more; whatever is longer is not looked at to its end.
@@ -22,33 +21,17 @@ impl Front {
     where
         B: Body<Data: Buf>,
     {
-        answer(self, || since_1970().as_secs(), request, peer).await
+        let outcome = route(self, request, peer).await;
+        outcome.unwrap_or_else(ApiError::into_response)
     }
 }
 
-pub(super) async fn answer<B>(
-    front: Arc<Front>,
-    clock: Clock,
-    request: http::Request<B>,
-    peer: Peer,
-) -> Response
-where
-    B: Body<Data: Buf>,
-{
-    let outcome = route(front, clock, request, peer).await;
-    outcome.unwrap_or_else(ApiError::into_response)
-}
-
 /// The URL table (`pusher.md` 5.1). A slash at the end of a path is passed over.
-async fn route<B>(
+async fn route(
     front: Arc<Front>,
-    clock: Clock,
-    request: http::Request<B>,
+    request: http::Request<impl Body<Data: Buf>>,
     peer: Peer,
-) -> Result<Response, ApiError>
-where
-    B: Body<Data: Buf>,
-{
+) -> Result<Response, ApiError> {
     let uri = request.uri().clone();
     let path = uri.path().strip_suffix('/').unwrap_or(uri.path());
     let segments = path.split('/').skip(1).take(SEGMENTS_MAX + 1);
@@ -56,7 +39,7 @@ where
     if segments.contains(&"") {
         return Err(ApiError::UnknownPath);
     }
-    let received = |methods| Request::receive(front, clock, methods, request, peer);
+    let received = |methods| Request::receive(front, methods, request, peer);
     match *segments {
         ["apps", app, "events"] => events::publish(app, received(Post).await).await,
         ["apps", app, "batch_events"] => events::publish_batch(app, received(Post).await).await,

@@ -11,7 +11,6 @@ use warp::http::header::CONTENT_TYPE;
 use warp::http::{self, HeaderMap};
 
 use super::Front;
-use super::routes::answer;
 use crate::apps::{App, AppKey, AppRegistry, Features, Limits};
 use crate::auth::{Secret, SignedRequest};
 use crate::backend::{Memory, fact_queue};
@@ -106,6 +105,7 @@ impl Api {
             apps: Arc::new(AppRegistry::new(apps)),
             request_body_bytes_max: BODY_BYTES_MAX,
             wants_client_certificate: false,
+            clock: || NOW_SECS,
         });
         Self { front }
     }
@@ -121,7 +121,7 @@ impl Api {
     where
         B: hyper::body::Body<Data = Bytes>,
     {
-        let answer = answer(self.front.clone(), || NOW_SECS, request, PEER).await;
+        let answer = self.front.clone().answer(request, PEER).await;
         let (parts, body) = answer.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         Answer {
