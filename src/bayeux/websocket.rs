@@ -1,6 +1,6 @@
-//! Bayeux over a WebSocket (`bayeux.md` 3.6). Replies go out by the socket's own outbox; the events
-//! of a session come from the session's queue, from the last `/meta/connect` on this socket until
-//! the session goes elsewhere or ends.
+//! Bayeux over a WebSocket (`bayeux.md` 3.6). Replies go out first; the events of a session come from
+//! the session's queue, from the last `/meta/connect` on this socket until the session goes elsewhere
+//! or ends.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +16,7 @@ use super::encoding::message_of;
 use super::exchange::{Answers, Sender};
 use super::http::Request;
 use super::site::Site;
-use crate::hub::{Closing, Frame, Outbox};
+use crate::hub::{Closing, Frame};
 use crate::metrics::Limit;
 use crate::rate::Rate;
 use crate::transport::session::{Carrier, Parted, Vehicle};
@@ -53,12 +53,10 @@ pub fn answer(request: Request) -> Response {
     }
     let settings = site.websocket.clone();
     upgrade.serve(settings, move || {
-        let bytes_max = site.settings.limits.queue_bytes_max;
         let per_sec = site.control_messages_per_sec_max();
         Ok(Socket {
             outgoing: Arc::new(Outgoing {
                 site,
-                replies: Outbox::new(bytes_max),
                 line: Mutex::default(),
             }),
             sender,
@@ -79,12 +77,14 @@ struct Socket {
 /// What a socket sends: replies, and the events of the session that it carries.
 struct Outgoing {
     site: Arc<Site>,
-    replies: Outbox,
     line: Mutex<Line>,
 }
 
 #[derive(Default)]
 struct Line {
+    /// To what was read in one turn of the socket's task: behind it they are written, and while the
+    /// peer does not take them nothing is read.
+    replies: VecDeque<Frame>,
     bound: Option<Bound>,
     /// How to close, once the replies are written.
     close: Option<Close>,
@@ -101,10 +101,6 @@ impl Outgoing {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn reply(&self, messages: impl IntoIterator<Item = String>) {
-        self.replies.push(Frame::from(join(messages)));
-    }
-
     /// Binds the session of the connect, in place of any other, and holds the connect.
     fn connect(&self, connecting: Connecting) {
         let Connecting {
@@ -115,8 +111,7 @@ impl Outgoing {
         let mut line = self.line();
         let is_bound = (line.bound.as_ref()).is_some_and(|bound| bound.carries(&session.id));
         if let Some(before) = line.bound.as_mut().and_then(|bound| bound.held.take()) {
-            let reply = self.site.parting(&before.0, Parted::Superseded);
-            self.reply([reply]);
+            line.reply([self.site.parting(&before.0, Parted::Superseded)]);
         }
         if !is_bound {
             let carrier = session.attach(Vehicle::Socket);
@@ -144,8 +139,7 @@ impl Outgoing {
                 .accepted(session, &held, &self.site.advice(), events);
             bound.carrier.written();
             let messages = [reply.as_str()].into_iter();
-            let frame = join(messages.chain(events.iter().map(message_of)));
-            self.replies.push(Frame::from(frame));
+            line.reply(messages.chain(events.iter().map(message_of)));
         }
     }
 
@@ -154,8 +148,7 @@ impl Outgoing {
     fn part(&self, line: &mut Line, parted: Parted) {
         let bound = line.bound.take();
         if let Some((held, _)) = bound.and_then(|bound| bound.held) {
-            let reply = self.site.parting(&held, parted);
-            self.reply([reply]);
+            line.reply([self.site.parting(&held, parted)]);
         }
         line.close = match parted {
             Parted::Superseded => return,
@@ -165,6 +158,12 @@ impl Outgoing {
             Parted::Closed(Closing::Draining | Closing::Restarting) => Some(Close::plain(1001, "")),
             Parted::Closed(Closing::Slow) => Some(Close::plain(1008, "Too slow")),
         };
+    }
+}
+
+impl Line {
+    fn reply<M: AsRef<str>>(&mut self, messages: impl IntoIterator<Item = M>) {
+        self.replies.push_back(Frame::from(join(messages)));
     }
 }
 
@@ -203,7 +202,7 @@ impl Conversation for Socket {
         drop(visits);
         // Older clients send an empty array now and then, and have it answered.
         if !replies.is_empty() || messages.is_empty() {
-            self.outgoing.reply(replies);
+            self.outgoing.line().reply(replies);
         }
         for connecting in connects {
             self.outgoing.connect(connecting);
@@ -242,8 +241,9 @@ impl Source for Arc<Outgoing> {
     ) -> Poll<Result<(), Close>> {
         let line = &mut *self.line();
         loop {
-            if let taken @ Poll::Ready(_) = self.replies.poll_take(cx, batch) {
-                return taken.map_err(|_| Close::plain(1008, "Too slow"));
+            if !line.replies.is_empty() {
+                batch.append(&mut line.replies);
+                return Poll::Ready(Ok(()));
             }
             if let Some(close) = line.close.take() {
                 return Poll::Ready(Err(close));
@@ -251,9 +251,8 @@ impl Source for Arc<Outgoing> {
             let Some(bound) = &line.bound else {
                 return Poll::Pending;
             };
-            bound.carrier.written();
             if bound.carrier.session.client.unacknowledged.is_none() {
-                match ready!(bound.carrier.poll_take(cx, batch)) {
+                match ready!(bound.carrier.poll_next(cx, batch)) {
                     Ok(()) => return Poll::Ready(Ok(())),
                     Err(parted) => self.part(line, parted),
                 }

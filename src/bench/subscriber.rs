@@ -74,6 +74,7 @@ async fn listen(
     tally: &Tally,
     ear: &Mutex<Ear>,
 ) -> Result<(), Failure> {
+    socket.acknowledge_what_is_read();
     loop {
         hear(
             socket,

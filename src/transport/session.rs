@@ -491,10 +491,33 @@ impl<T> Carrier<T> {
         &self,
         cx: &mut Context<'_>,
         batch: &mut VecDeque<Frame>,
+        is_enough: impl FnMut(&Frame) -> bool,
+    ) -> Poll<Result<(), Parted>> {
+        self.poll_take_from(&mut self.session.state(), cx, batch, is_enough)
+    }
+
+    /// As [`Carrier::poll_take`], for whoever has written all that it took before.
+    pub fn poll_next(
+        &self,
+        cx: &mut Context<'_>,
+        batch: &mut VecDeque<Frame>,
+    ) -> Poll<Result<(), Parted>> {
+        let mut state = self.session.state();
+        if self.has_written(&mut state) && state.attached != self.serial {
+            drop(state);
+            self.session.outbox.wake();
+            state = self.session.state();
+        }
+        self.poll_take_from(&mut state, cx, batch, |_| false)
+    }
+
+    fn poll_take_from(
+        &self,
+        state: &mut State,
+        cx: &mut Context<'_>,
+        batch: &mut VecDeque<Frame>,
         mut is_enough: impl FnMut(&Frame) -> bool,
     ) -> Poll<Result<(), Parted>> {
-        let mut guard = self.session.state();
-        let state = &mut *guard;
         if let Some(parted) = self.parted(state) {
             return Poll::Ready(Err(parted));
         }
@@ -533,25 +556,33 @@ impl<T> Carrier<T> {
 
     /// All that was taken is written.
     pub fn written(&self) {
-        let mut guard = self.session.state();
-        let state = &mut *guard;
-        if state.taken_by == self.serial && state.handed > 0 {
-            let written = state.in_flight.drain(..state.handed);
-            match state.keeps {
-                true => state.kept.extend(written),
-                false => drop(written),
-            }
-            state.handed = 0;
-            state.receipts = None;
-            if state.in_flight.is_empty() {
-                self.session.outbox.written();
-            }
-            let is_waited_for = state.attached != self.serial;
-            drop(guard);
-            if is_waited_for {
-                self.session.outbox.wake();
-            }
+        let mut state = self.session.state();
+        if !self.has_written(&mut state) {
+            return;
         }
+        if state.in_flight.is_empty() {
+            self.session.outbox.written();
+        }
+        let is_waited_for = state.attached != self.serial;
+        drop(state);
+        if is_waited_for {
+            self.session.outbox.wake();
+        }
+    }
+
+    /// Whether it had taken anything. The outbox is told by whoever asks it next.
+    fn has_written(&self, state: &mut State) -> bool {
+        if state.taken_by != self.serial || state.handed == 0 {
+            return false;
+        }
+        let written = state.in_flight.drain(..state.handed);
+        match state.keeps {
+            true => state.kept.extend(written),
+            false => drop(written),
+        }
+        state.handed = 0;
+        state.receipts = None;
+        true
     }
 
     /// The whole answer is written, with all that was taken.
@@ -683,6 +714,26 @@ mod tests {
         push(&session, &["4"]);
         let last = session.attach(Vehicle::Socket);
         assert_eq!(take(&last).await.unwrap(), ["4"]);
+    }
+
+    #[tokio::test]
+    async fn whoever_takes_the_next_has_written_what_was_before() {
+        let session = session();
+        let carrier = session.attach(Vehicle::Socket);
+        for text in ["1", "2"] {
+            push(&session, &[text]);
+            let mut batch = VecDeque::new();
+            let taken = poll_fn(|cx| carrier.poll_next(cx, &mut batch)).await;
+            assert_eq!(taken, Ok(()));
+            assert_eq!(batch, [Frame::from(text.to_owned())]);
+        }
+        // Too late for the second: another has it now.
+        let newest = session.attach(Vehicle::Poll);
+        let taken = poll_fn(|cx| carrier.poll_next(cx, &mut VecDeque::new())).await;
+        assert_eq!(taken, Err(Parted::Superseded));
+        assert_eq!(take(&newest).await.unwrap(), ["2"]);
+        newest.written();
+        assert_eq!(session.outbox.bytes(), 0);
     }
 
     #[tokio::test]

@@ -411,7 +411,7 @@ impl<C: Conversation> Socket<C> {
             }
             // While the peer took nothing it was not listened to: its answer may lie there already.
             Some(pinged_at) if now - pinged_at >= pong_within => match self.receive()? {
-                1.. => self.hear().await,
+                1.. => self.attend().await,
                 0 => {
                     CUT_OFFS.count(CutOff::NoPong);
                     Err(End::Close(self.conversation.on_silence()))
@@ -564,6 +564,7 @@ mod tests {
     use super::*;
     use crate::hub::Outbox;
     use std::collections::VecDeque;
+    use std::sync::Mutex;
     use std::task::Context;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
@@ -716,6 +717,48 @@ mod tests {
         outbox.close(crate::hub::Closing::Draining);
         let end = served.await.unwrap();
         assert!(matches!(end, End::Close(Close { code: 4100, .. })));
+    }
+
+    #[tokio::test]
+    async fn what_a_turn_adds_is_written_behind_it_whoever_had_looked_before() {
+        /// Wakes nobody.
+        struct Added(Arc<Mutex<VecDeque<Frame>>>);
+        impl Source for Added {
+            fn poll_take(
+                &self,
+                _: &mut Context<'_>,
+                batch: &mut VecDeque<Frame>,
+            ) -> Poll<Result<(), Close>> {
+                batch.append(&mut self.0.lock().unwrap());
+                match batch.is_empty() {
+                    true => Poll::Pending,
+                    false => Poll::Ready(Ok(())),
+                }
+            }
+
+            fn poll_abandon(&self, _: &mut Context<'_>) -> Poll<Close> {
+                Poll::Pending
+            }
+        }
+        let (socket, _, mut peer) = connected().await;
+        let frames = Arc::new(Mutex::new(VecDeque::new()));
+        let flushers = Flushers::start();
+        let writer = Writer::new(socket.stream.clone(), Added(frames.clone()), &flushers);
+        let mut text = [0; 3];
+        for is_queued in [false, true] {
+            if is_queued {
+                std::task::Waker::from(writer.clone()).wake();
+            }
+            let turn = async {
+                // What it was queued for comes to nothing, before there is anything.
+                writer.flush();
+                frames.lock().unwrap().push_back("x".to_owned().into());
+            };
+            writer.attend(Box::pin(turn)).await;
+            assert!(frames.lock().unwrap().is_empty());
+            peer.read_exact(&mut text).await.unwrap();
+            assert_eq!(text, [0x81, 1, b'x']);
+        }
     }
 
     #[tokio::test]

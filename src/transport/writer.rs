@@ -44,7 +44,8 @@ const FLUSHES_BEFORE_YIELD: usize = 64;
 /// What a socket is to send.
 pub trait Source: Send + Sync + 'static {
     /// Waits for frames and moves them to the empty `batch`; all of the batch before is written.
-    /// `Err` once nothing more is to come.
+    /// `Err` once nothing more is to come. What the socket's own task adds need wake nobody
+    /// ([`Writer::attend`]).
     fn poll_take(
         &self,
         cx: &mut Context<'_>,
@@ -130,7 +131,8 @@ impl<S: Source> Writer<S> {
         poll_fn(|cx| {
             let was_queued = self.is_queued.swap(true, Ordering::AcqRel);
             let done = Pin::new(&mut work).poll(cx);
-            if !was_queued {
+            // Whoever had it in its queue may have asked the source already.
+            if !was_queued || !self.is_queued.load(Ordering::Acquire) {
                 self.flush();
             }
             done
