@@ -21,7 +21,7 @@ use crate::metrics::Limit;
 use crate::rate::Rate;
 use crate::transport::session::{Carrier, Parted, Vehicle};
 use crate::transport::websocket::{Close, Conversation, Upgrade};
-use crate::transport::writer::Source;
+use crate::transport::writer::{Encoded, Source};
 use crate::wire::bayeux::{join, parse};
 
 /// Faye passes over what it cannot read; who sends nothing else is no Bayeux client.
@@ -234,15 +234,15 @@ impl Conversation for Socket {
 }
 
 impl Source for Arc<Outgoing> {
-    fn poll_take(
-        &self,
+    fn poll_encode(
+        &mut self,
         cx: &mut Context<'_>,
-        batch: &mut VecDeque<Frame>,
+        bytes: &mut Encoded,
     ) -> Poll<Result<(), Close>> {
         let line = &mut *self.line();
         loop {
             if !line.replies.is_empty() {
-                batch.append(&mut line.replies);
+                bytes.push_some(&mut line.replies);
                 return Poll::Ready(Ok(()));
             }
             if let Some(close) = line.close.take() {
@@ -252,7 +252,11 @@ impl Source for Arc<Outgoing> {
                 return Poll::Pending;
             };
             if bound.carrier.session.client.unacknowledged.is_none() {
-                match ready!(bound.carrier.poll_next(cx, batch)) {
+                let taken = bound.carrier.poll_next(cx, |event| {
+                    bytes.push(event);
+                    bytes.are_enough()
+                });
+                match ready!(taken) {
                     Ok(()) => return Poll::Ready(Ok(())),
                     Err(parted) => self.part(line, parted),
                 }

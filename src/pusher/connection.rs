@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -20,7 +20,7 @@ use crate::metrics::{CUT_OFFS, CutOff, Limit, REFUSALS};
 use crate::model::{AppId, ChannelKind, ChannelName, Member, Message, SocketId, UserId};
 use crate::rate::Rate;
 use crate::transport::websocket::{Close, Conversation};
-use crate::transport::writer::Source;
+use crate::transport::writer::{Encoded, Source};
 use crate::wire::json::TextField;
 use crate::wire::pusher::{self, ClientEvent, MemberError, Subscribe, Trigger, UserData, abridged};
 
@@ -525,7 +525,10 @@ impl Conversation for Connection {
     type Source = Outgoing;
 
     fn source(&self) -> Outgoing {
-        Outgoing(self.outbox.clone())
+        Outgoing {
+            outbox: self.outbox.clone(),
+            batch: VecDeque::new(),
+        }
     }
 
     async fn on_text(&mut self, text: &str) -> Result<(), Close> {
@@ -582,19 +585,28 @@ impl Conversation for Connection {
 }
 
 /// What a connection is to receive.
-pub struct Outgoing(Arc<Outbox>);
+pub struct Outgoing {
+    outbox: Arc<Outbox>,
+    /// Taken, and not encoded yet.
+    batch: VecDeque<Frame>,
+}
 
 impl Source for Outgoing {
-    fn poll_take(
-        &self,
+    fn poll_encode(
+        &mut self,
         cx: &mut Context<'_>,
-        batch: &mut VecDeque<Frame>,
+        bytes: &mut Encoded,
     ) -> Poll<Result<(), Close>> {
-        self.0.poll_take(cx, batch).map_err(close::of_outbox)
+        if self.batch.is_empty() {
+            let taken = ready!(self.outbox.poll_take(cx, &mut self.batch));
+            taken.map_err(close::of_outbox)?;
+        }
+        bytes.push_some(&mut self.batch);
+        Poll::Ready(Ok(()))
     }
 
     fn poll_abandon(&self, cx: &mut Context<'_>) -> Poll<Close> {
-        let slow = self.0.poll_slow(cx);
+        let slow = self.outbox.poll_slow(cx);
         slow.map(|()| close::of_outbox(Closing::Slow))
     }
 }

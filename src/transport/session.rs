@@ -491,16 +491,20 @@ impl<T> Carrier<T> {
         &self,
         cx: &mut Context<'_>,
         batch: &mut VecDeque<Frame>,
-        is_enough: impl FnMut(&Frame) -> bool,
+        mut is_enough: impl FnMut(&Frame) -> bool,
     ) -> Poll<Result<(), Parted>> {
-        self.poll_take_from(&mut self.session.state(), cx, batch, is_enough)
+        self.poll_take_from(&mut self.session.state(), cx, |frame| {
+            batch.push_back(frame.clone());
+            is_enough(frame)
+        })
     }
 
-    /// As [`Carrier::poll_take`], for whoever has written all that it took before.
+    /// As [`Carrier::poll_take`], for whoever has written all that it took before: gives frames to
+    /// `take`, which says whether it has enough.
     pub fn poll_next(
         &self,
         cx: &mut Context<'_>,
-        batch: &mut VecDeque<Frame>,
+        take: impl FnMut(&Frame) -> bool,
     ) -> Poll<Result<(), Parted>> {
         let mut state = self.session.state();
         if self.has_written(&mut state) && state.attached != self.serial {
@@ -508,15 +512,14 @@ impl<T> Carrier<T> {
             self.session.outbox.wake();
             state = self.session.state();
         }
-        self.poll_take_from(&mut state, cx, batch, |_| false)
+        self.poll_take_from(&mut state, cx, take)
     }
 
     fn poll_take_from(
         &self,
         state: &mut State,
         cx: &mut Context<'_>,
-        batch: &mut VecDeque<Frame>,
-        mut is_enough: impl FnMut(&Frame) -> bool,
+        mut take: impl FnMut(&Frame) -> bool,
     ) -> Poll<Result<(), Parted>> {
         if let Some(parted) = self.parted(state) {
             return Poll::Ready(Err(parted));
@@ -536,9 +539,8 @@ impl<T> Carrier<T> {
         }
         state.taken_by = self.serial;
         for frame in &state.in_flight {
-            batch.push_back(frame.clone());
             state.handed += 1;
-            if is_enough(frame) {
+            if take(frame) {
                 break;
             }
         }
@@ -722,14 +724,18 @@ mod tests {
         let carrier = session.attach(Vehicle::Socket);
         for text in ["1", "2"] {
             push(&session, &[text]);
-            let mut batch = VecDeque::new();
-            let taken = poll_fn(|cx| carrier.poll_next(cx, &mut batch)).await;
+            let mut got = Vec::new();
+            let mut take = |frame: &Frame| {
+                got.push(frame.as_str().to_owned());
+                false
+            };
+            let taken = poll_fn(|cx| carrier.poll_next(cx, &mut take)).await;
             assert_eq!(taken, Ok(()));
-            assert_eq!(batch, [Frame::from(text.to_owned())]);
+            assert_eq!(got, [text]);
         }
         // Too late for the second: another has it now.
         let newest = session.attach(Vehicle::Poll);
-        let taken = poll_fn(|cx| carrier.poll_next(cx, &mut VecDeque::new())).await;
+        let taken = poll_fn(|cx| carrier.poll_next(cx, |_| false)).await;
         assert_eq!(taken, Err(Parted::Superseded));
         assert_eq!(take(&newest).await.unwrap(), ["2"]);
         newest.written();

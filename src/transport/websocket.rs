@@ -563,9 +563,10 @@ fn unreadable(why: Malformed) -> Close {
 mod tests {
     use super::*;
     use crate::hub::Outbox;
+    use crate::transport::writer::Encoded;
     use std::collections::VecDeque;
     use std::sync::Mutex;
-    use std::task::Context;
+    use std::task::{Context, ready};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 
@@ -578,7 +579,7 @@ mod tests {
         type Source = All;
 
         fn source(&self) -> All {
-            All(self.0.clone())
+            All(self.0.clone(), VecDeque::new())
         }
 
         async fn on_text(&mut self, text: &str) -> Result<(), Close> {
@@ -601,16 +602,20 @@ mod tests {
         }
     }
 
-    struct All(Arc<Outbox>);
+    struct All(Arc<Outbox>, VecDeque<Frame>);
 
     impl Source for All {
-        fn poll_take(
-            &self,
+        fn poll_encode(
+            &mut self,
             cx: &mut Context<'_>,
-            batch: &mut VecDeque<Frame>,
+            bytes: &mut Encoded,
         ) -> Poll<Result<(), Close>> {
-            let taken = self.0.poll_take(cx, batch);
-            taken.map_err(|_| Close::plain(4100, "closed"))
+            if self.1.is_empty() {
+                let taken = ready!(self.0.poll_take(cx, &mut self.1));
+                taken.map_err(|_| Close::plain(4100, "closed"))?;
+            }
+            bytes.push_some(&mut self.1);
+            Poll::Ready(Ok(()))
         }
 
         fn poll_abandon(&self, cx: &mut Context<'_>) -> Poll<Close> {
@@ -724,16 +729,17 @@ mod tests {
         /// Wakes nobody.
         struct Added(Arc<Mutex<VecDeque<Frame>>>);
         impl Source for Added {
-            fn poll_take(
-                &self,
+            fn poll_encode(
+                &mut self,
                 _: &mut Context<'_>,
-                batch: &mut VecDeque<Frame>,
+                bytes: &mut Encoded,
             ) -> Poll<Result<(), Close>> {
-                batch.append(&mut self.0.lock().unwrap());
-                match batch.is_empty() {
-                    true => Poll::Pending,
-                    false => Poll::Ready(Ok(())),
+                let mut frames = self.0.lock().unwrap();
+                if frames.is_empty() {
+                    return Poll::Pending;
                 }
+                bytes.push_some(&mut frames);
+                Poll::Ready(Ok(()))
             }
 
             fn poll_abandon(&self, _: &mut Context<'_>) -> Poll<Close> {

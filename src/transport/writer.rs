@@ -18,7 +18,7 @@
 //!                               blocked ─── its own task waits, and writes the rest ───► idle
 //! ```
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
@@ -34,7 +34,7 @@ use super::websocket::Close;
 use crate::hub::{Frame, are_few};
 use crate::wire::websocket::push_text;
 
-/// Frames are gathered up to this size, or to one frame, for one write.
+/// Frames are gathered for one write until they are so many bytes.
 const WRITE_BYTES: usize = 16 * 1024;
 /// Frames that come in such a short time after each other gather.
 const BURST: Duration = Duration::from_micros(200);
@@ -42,18 +42,38 @@ const BURST: Duration = Duration::from_micros(200);
 const FLUSHES_BEFORE_YIELD: usize = 64;
 
 /// What a socket is to send.
-pub trait Source: Send + Sync + 'static {
-    /// Waits for frames and moves them to the empty `batch`; all of the batch before is written.
-    /// `Err` once nothing more is to come. What the socket's own task adds need wake nobody
-    /// ([`Writer::attend`]).
-    fn poll_take(
-        &self,
-        cx: &mut Context<'_>,
-        batch: &mut VecDeque<Frame>,
-    ) -> Poll<Result<(), Close>>;
+pub trait Source: Send + 'static {
+    /// Waits for frames and encodes the first of them as `bytes`, until they are enough; all that
+    /// was encoded before is written. `Err` once nothing more is to come. What the socket's own task
+    /// adds need wake nobody ([`Writer::attend`]).
+    fn poll_encode(&mut self, cx: &mut Context<'_>, bytes: &mut Encoded)
+    -> Poll<Result<(), Close>>;
 
     /// While the peer takes nothing: waits until it is of no use to go on.
     fn poll_abandon(&self, cx: &mut Context<'_>) -> Poll<Close>;
+}
+
+/// Frames as they go over the wire.
+#[derive(Default)]
+pub struct Encoded(Vec<u8>);
+
+impl Encoded {
+    pub fn push(&mut self, frame: &Frame) {
+        push_text(&mut self.0, frame.as_str());
+    }
+
+    /// The first of the frames, or all.
+    pub fn push_some(&mut self, frames: &mut VecDeque<Frame>) {
+        while !self.are_enough()
+            && let Some(frame) = frames.pop_front()
+        {
+            self.push(&frame);
+        }
+    }
+
+    pub fn are_enough(&self) -> bool {
+        self.0.len() >= WRITE_BYTES
+    }
 }
 
 /// Why nothing more can be written.
@@ -82,8 +102,6 @@ pub struct Writer<S> {
 struct State<S> {
     /// Absent once its task has ended: whoever may wake the writer later must keep no socket open.
     ways: Option<Ways<S>>,
-    /// Taken from the source; no part of it is in `rest`.
-    batch: VecDeque<Frame>,
     /// What the socket did not take yet of bytes that end where a frame ends.
     rest: Vec<u8>,
     is_blocked: bool,
@@ -105,7 +123,6 @@ impl<S: Source> Writer<S> {
             is_queued: AtomicBool::new(false),
             state: Mutex::new(State {
                 ways: Some(Ways { stream, source }),
-                batch: VecDeque::new(),
                 rest: Vec::new(),
                 is_blocked: false,
                 stopped: None,
@@ -211,7 +228,7 @@ impl<S: Source> State<S> {
     }
 
     fn write(&mut self, writer: &Arc<Writer<S>>) {
-        let Some(ways) = &self.ways else { return };
+        let Some(ways) = &mut self.ways else { return };
         let waker = Waker::from(writer.clone());
         let mut cx = Context::from_waker(&waker);
         while self.stopped.is_none() {
@@ -223,15 +240,11 @@ impl<S: Source> State<S> {
                 if self.rest.is_empty() {
                     self.rest = Vec::new();
                 }
-            } else if !self.batch.is_empty() {
-                if let Err(error) = write_some(&ways.stream, &mut self.batch, &mut self.rest) {
-                    return self.on_error(&error);
-                }
             } else {
-                match ways.source.poll_take(&mut cx, &mut self.batch) {
+                match ways.write_next(&mut cx, &mut self.rest) {
                     Poll::Pending => return,
                     Poll::Ready(Ok(())) => {}
-                    Poll::Ready(Err(close)) => return self.stop(Stopped::Close(close)),
+                    Poll::Ready(Err(stopped)) => return self.stop(stopped),
                 }
             }
         }
@@ -259,30 +272,34 @@ impl<S: Source> State<S> {
     }
 }
 
-/// Writes the first frames of the batch in one go. What was not taken of them is the `rest`.
-fn write_some(stream: &Stream, batch: &mut VecDeque<Frame>, rest: &mut Vec<u8>) -> io::Result<()> {
-    thread_local! {
-        static BYTES: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(WRITE_BYTES));
-    }
-    BYTES.with_borrow_mut(|bytes| {
-        bytes.clear();
-        while let Some(frame) = batch.front() {
-            let text = frame.as_str();
-            if !bytes.is_empty() && bytes.len() + text.len() > WRITE_BYTES {
-                break;
-            }
-            push_text(bytes, text);
-            batch.pop_front();
+impl<S: Source> Ways<S> {
+    /// Writes the next frames in one go. What was not taken of them is the `rest`.
+    fn write_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        rest: &mut Vec<u8>,
+    ) -> Poll<Result<(), Stopped>> {
+        thread_local! {
+            static BYTES: Cell<Encoded> = Cell::default();
         }
-        let written = match stream.try_write(bytes) {
-            Ok(written) => written,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-            Err(error) => return Err(error),
-        };
-        rest.extend_from_slice(&bytes[written..]);
-        bytes.shrink_to(4 * WRITE_BYTES);
-        Ok(())
-    })
+        // Taken, since asking the source may wake another writer, which writes in this call.
+        let mut bytes = BYTES.take();
+        let encoded = self.source.poll_encode(cx, &mut bytes);
+        let outcome = encoded.map(|encoded| {
+            encoded.map_err(Stopped::Close)?;
+            let written = match self.stream.try_write(&bytes.0) {
+                Ok(written) => written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                Err(_) => return Err(Stopped::Broken),
+            };
+            rest.extend_from_slice(&bytes.0[written..]);
+            Ok(())
+        });
+        bytes.0.clear();
+        bytes.0.shrink_to(4 * WRITE_BYTES);
+        BYTES.set(bytes);
+        outcome
+    }
 }
 
 /// By its source.
