@@ -26,6 +26,8 @@ use crate::wire::bayeux::{join, parse};
 
 /// Faye passes over what it cannot read; who sends nothing else is no Bayeux client.
 const UNREADABLE_MAX: u32 = 10;
+/// A queue with room for more gives it back.
+const KEPT_REPLIES_MAX: usize = 16;
 const LIMIT: Limit = Limit::ControlMessages;
 
 pub fn answer(request: Request) -> Response {
@@ -82,8 +84,8 @@ struct Outgoing {
 
 #[derive(Default)]
 struct Line {
-    /// To what was read in one turn of the socket's task: behind it they are written, and while the
-    /// peer does not take them nothing is read.
+    /// Written soon behind what they answer; while the peer does not take them nothing is read that
+    /// would bring more.
     replies: VecDeque<Frame>,
     bound: Option<Bound>,
     /// How to close, once the replies are written.
@@ -134,10 +136,14 @@ impl Outgoing {
         let Some(bound) = &mut line.bound else { return };
         if let Some((held, _)) = bound.held.take() {
             let session = &bound.carrier.session;
+            let brings_events = !events.is_empty();
             let (reply, events) = self
                 .site
                 .accepted(session, &held, &self.site.advice(), events);
-            bound.carrier.written();
+            // What is kept until it is acknowledged needs no other care.
+            if brings_events {
+                bound.carrier.written();
+            }
             let messages = [reply.as_str()].into_iter();
             line.reply(messages.chain(events.iter().map(message_of)));
         }
@@ -237,12 +243,13 @@ impl Source for Arc<Outgoing> {
     fn poll_encode(
         &mut self,
         cx: &mut Context<'_>,
-        bytes: &mut Encoded,
+        encoded: &mut Encoded,
     ) -> Poll<Result<(), Close>> {
         let line = &mut *self.line();
         loop {
             if !line.replies.is_empty() {
-                bytes.push_some(&mut line.replies);
+                encoded.push_some(&mut line.replies);
+                line.replies.shrink_to(KEPT_REPLIES_MAX);
                 return Poll::Ready(Ok(()));
             }
             if let Some(close) = line.close.take() {
@@ -253,8 +260,8 @@ impl Source for Arc<Outgoing> {
             };
             if bound.carrier.session.client.unacknowledged.is_none() {
                 let taken = bound.carrier.poll_next(cx, |event| {
-                    bytes.push(event);
-                    bytes.are_enough()
+                    encoded.push(event);
+                    encoded.are_enough()
                 });
                 match ready!(taken) {
                     Ok(()) => return Poll::Ready(Ok(())),

@@ -595,13 +595,13 @@ impl Source for Outgoing {
     fn poll_encode(
         &mut self,
         cx: &mut Context<'_>,
-        bytes: &mut Encoded,
+        encoded: &mut Encoded,
     ) -> Poll<Result<(), Close>> {
         if self.batch.is_empty() {
             let taken = ready!(self.outbox.poll_take(cx, &mut self.batch));
             taken.map_err(close::of_outbox)?;
         }
-        bytes.push_some(&mut self.batch);
+        encoded.push_some(&mut self.batch);
         Poll::Ready(Ok(()))
     }
 

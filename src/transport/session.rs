@@ -507,7 +507,7 @@ impl<T> Carrier<T> {
         take: impl FnMut(&Frame) -> bool,
     ) -> Poll<Result<(), Parted>> {
         let mut state = self.session.state();
-        if self.has_written(&mut state) && state.attached != self.serial {
+        if self.settle(&mut state) && state.attached != self.serial {
             drop(state);
             self.session.outbox.wake();
             state = self.session.state();
@@ -559,7 +559,7 @@ impl<T> Carrier<T> {
     /// All that was taken is written.
     pub fn written(&self) {
         let mut state = self.session.state();
-        if !self.has_written(&mut state) {
+        if !self.settle(&mut state) {
             return;
         }
         if state.in_flight.is_empty() {
@@ -572,8 +572,9 @@ impl<T> Carrier<T> {
         }
     }
 
-    /// Whether it had taken anything. The outbox is told by whoever asks it next.
-    fn has_written(&self, state: &mut State) -> bool {
+    /// What was handed out is written. Whether anything was. The outbox is not told: the next look
+    /// into it does that too.
+    fn settle(&self, state: &mut State) -> bool {
         if state.taken_by != self.serial || state.handed == 0 {
             return false;
         }
@@ -598,7 +599,9 @@ impl<T> Carrier<T> {
 
     /// While writing: waits until it is of no use to go on.
     pub fn poll_parted(&self, cx: &mut Context<'_>) -> Poll<Parted> {
-        if let Some(parted) = self.parted(&self.session.state()) {
+        // Held meanwhile: a newer carrier that is not seen here yet must not have its waker replaced.
+        let state = self.session.state();
+        if let Some(parted) = self.parted(&state) {
             return Poll::Ready(parted);
         }
         let slow = self.session.outbox.poll_slow(cx);

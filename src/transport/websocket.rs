@@ -564,6 +564,7 @@ mod tests {
     use super::*;
     use crate::hub::Outbox;
     use crate::transport::writer::Encoded;
+    use socket2::SockRef;
     use std::collections::VecDeque;
     use std::sync::Mutex;
     use std::task::{Context, ready};
@@ -608,18 +609,39 @@ mod tests {
         fn poll_encode(
             &mut self,
             cx: &mut Context<'_>,
-            bytes: &mut Encoded,
+            encoded: &mut Encoded,
         ) -> Poll<Result<(), Close>> {
             if self.1.is_empty() {
                 let taken = ready!(self.0.poll_take(cx, &mut self.1));
                 taken.map_err(|_| Close::plain(4100, "closed"))?;
             }
-            bytes.push_some(&mut self.1);
+            encoded.push_some(&mut self.1);
             Poll::Ready(Ok(()))
         }
 
         fn poll_abandon(&self, cx: &mut Context<'_>) -> Poll<Close> {
             self.0.poll_slow(cx).map(|()| Close::plain(4100, "slow"))
+        }
+    }
+
+    /// Wakes nobody.
+    struct Added(Arc<Mutex<VecDeque<Frame>>>);
+    impl Source for Added {
+        fn poll_encode(
+            &mut self,
+            _: &mut Context<'_>,
+            encoded: &mut Encoded,
+        ) -> Poll<Result<(), Close>> {
+            let mut frames = self.0.lock().unwrap();
+            if frames.is_empty() {
+                return Poll::Pending;
+            }
+            encoded.push_some(&mut frames);
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_abandon(&self, _: &mut Context<'_>) -> Poll<Close> {
+            Poll::Pending
         }
     }
 
@@ -726,26 +748,6 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_turn_adds_is_written_behind_it_whoever_had_looked_before() {
-        /// Wakes nobody.
-        struct Added(Arc<Mutex<VecDeque<Frame>>>);
-        impl Source for Added {
-            fn poll_encode(
-                &mut self,
-                _: &mut Context<'_>,
-                bytes: &mut Encoded,
-            ) -> Poll<Result<(), Close>> {
-                let mut frames = self.0.lock().unwrap();
-                if frames.is_empty() {
-                    return Poll::Pending;
-                }
-                bytes.push_some(&mut frames);
-                Poll::Ready(Ok(()))
-            }
-
-            fn poll_abandon(&self, _: &mut Context<'_>) -> Poll<Close> {
-                Poll::Pending
-            }
-        }
         let (socket, _, mut peer) = connected().await;
         let frames = Arc::new(Mutex::new(VecDeque::new()));
         let flushers = Flushers::start();
@@ -764,6 +766,26 @@ mod tests {
             assert!(frames.lock().unwrap().is_empty());
             peer.read_exact(&mut text).await.unwrap();
             assert_eq!(text, [0x81, 1, b'x']);
+        }
+    }
+
+    #[tokio::test]
+    async fn behind_what_cannot_be_written_nothing_more_is_taken() {
+        let (socket, _, peer) = connected().await;
+        SockRef::from(&peer)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+        drop(peer);
+        socket.stream.readable().await.unwrap();
+        let frames = Arc::new(Mutex::new(VecDeque::new()));
+        let flushers = Flushers::start();
+        let writer = Writer::new(socket.stream.clone(), Added(frames.clone()), &flushers);
+        for waiting in [0, 1] {
+            frames.lock().unwrap().push_back("x".to_owned().into());
+            writer.flush();
+            let attention = poll_fn(|cx| writer.poll_attention(cx)).await;
+            assert_eq!(attention, Attention::Stopped(Stopped::Broken));
+            assert_eq!(frames.lock().unwrap().len(), waiting);
         }
     }
 

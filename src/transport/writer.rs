@@ -34,7 +34,7 @@ use super::websocket::Close;
 use crate::hub::{Frame, are_few};
 use crate::wire::websocket::push_text;
 
-/// Frames are gathered for one write until they are so many bytes.
+/// Frames are gathered for one write up to this size, or to one frame: with TLS, one record.
 const WRITE_BYTES: usize = 16 * 1024;
 /// Frames that come in such a short time after each other gather.
 const BURST: Duration = Duration::from_micros(200);
@@ -43,11 +43,14 @@ const FLUSHES_BEFORE_YIELD: usize = 64;
 
 /// What a socket is to send.
 pub trait Source: Send + 'static {
-    /// Waits for frames and encodes the first of them as `bytes`, until they are enough; all that
-    /// was encoded before is written. `Err` once nothing more is to come. What the socket's own task
-    /// adds need wake nobody ([`Writer::attend`]).
-    fn poll_encode(&mut self, cx: &mut Context<'_>, bytes: &mut Encoded)
-    -> Poll<Result<(), Close>>;
+    /// Waits for frames and encodes the first of them, until they are enough; all that was encoded
+    /// before is written. `Err` once nothing more is to come. What the socket's own task adds need
+    /// wake nobody: it flushes the writer behind each of its turns.
+    fn poll_encode(
+        &mut self,
+        cx: &mut Context<'_>,
+        encoded: &mut Encoded,
+    ) -> Poll<Result<(), Close>>;
 
     /// While the peer takes nothing: waits until it is of no use to go on.
     fn poll_abandon(&self, cx: &mut Context<'_>) -> Poll<Close>;
@@ -55,24 +58,38 @@ pub trait Source: Send + 'static {
 
 /// Frames as they go over the wire.
 #[derive(Default)]
-pub struct Encoded(Vec<u8>);
+pub struct Encoded {
+    bytes: Vec<u8>,
+    /// How long the last frame is.
+    last_bytes: usize,
+}
 
 impl Encoded {
     pub fn push(&mut self, frame: &Frame) {
-        push_text(&mut self.0, frame.as_str());
+        let before = self.bytes.len();
+        push_text(&mut self.bytes, frame.as_str());
+        self.last_bytes = self.bytes.len() - before;
     }
 
     /// The first of the frames, or all.
     pub fn push_some(&mut self, frames: &mut VecDeque<Frame>) {
-        while !self.are_enough()
-            && let Some(frame) = frames.pop_front()
-        {
+        while let Some(frame) = frames.pop_front() {
             self.push(&frame);
+            if self.are_enough() {
+                break;
+            }
         }
     }
 
+    /// Another frame like the last would not fit.
     pub fn are_enough(&self) -> bool {
-        self.0.len() >= WRITE_BYTES
+        self.bytes.len() + self.last_bytes > WRITE_BYTES
+    }
+
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.bytes.shrink_to(4 * WRITE_BYTES);
+        self.last_bytes = 0;
     }
 }
 
@@ -143,7 +160,8 @@ impl<S: Source> Writer<S> {
     }
 
     /// Runs what the socket's own task does. What is to be sent because of it is written at the end of
-    /// each of its turns, and by nobody else meanwhile.
+    /// each of its turns, unless the writer stands in its flusher's queue and is soon to be written to
+    /// with others.
     pub async fn attend<F: Future + Unpin>(self: &Arc<Self>, mut work: F) -> F::Output {
         poll_fn(|cx| {
             let was_queued = self.is_queued.swap(true, Ordering::AcqRel);
@@ -244,7 +262,7 @@ impl<S: Source> State<S> {
                 match ways.write_next(&mut cx, &mut self.rest) {
                     Poll::Pending => return,
                     Poll::Ready(Ok(())) => {}
-                    Poll::Ready(Err(stopped)) => return self.stop(stopped),
+                    Poll::Ready(Err(close)) => return self.stop(Stopped::Close(close)),
                 }
             }
         }
@@ -273,31 +291,21 @@ impl<S: Source> State<S> {
 }
 
 impl<S: Source> Ways<S> {
-    /// Writes the next frames in one go. What was not taken of them is the `rest`.
-    fn write_next(
-        &mut self,
-        cx: &mut Context<'_>,
-        rest: &mut Vec<u8>,
-    ) -> Poll<Result<(), Stopped>> {
+    /// Writes the next frames in one go. What was not taken of them is the `rest`, and meets the
+    /// socket's error again.
+    fn write_next(&mut self, cx: &mut Context<'_>, rest: &mut Vec<u8>) -> Poll<Result<(), Close>> {
         thread_local! {
-            static BYTES: Cell<Encoded> = Cell::default();
+            static ENCODED: Cell<Encoded> = Cell::default();
         }
         // Taken, since asking the source may wake another writer, which writes in this call.
-        let mut bytes = BYTES.take();
-        let encoded = self.source.poll_encode(cx, &mut bytes);
-        let outcome = encoded.map(|encoded| {
-            encoded.map_err(Stopped::Close)?;
-            let written = match self.stream.try_write(&bytes.0) {
-                Ok(written) => written,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-                Err(_) => return Err(Stopped::Broken),
-            };
-            rest.extend_from_slice(&bytes.0[written..]);
-            Ok(())
-        });
-        bytes.0.clear();
-        bytes.0.shrink_to(4 * WRITE_BYTES);
-        BYTES.set(bytes);
+        let mut encoded = ENCODED.take();
+        let outcome = self.source.poll_encode(cx, &mut encoded);
+        if !encoded.bytes.is_empty() {
+            let written = self.stream.try_write(&encoded.bytes).unwrap_or(0);
+            rest.extend_from_slice(&encoded.bytes[written..]);
+        }
+        encoded.clear();
+        ENCODED.set(encoded);
         outcome
     }
 }
