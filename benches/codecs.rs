@@ -9,6 +9,7 @@ use std::task::{Context, Waker};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use raptor::auth::{Secret, SignedRequest};
+use raptor::bayeux::channel::candidates;
 use raptor::hub::{Expansion, Hub, Outbox, Subscriber};
 use raptor::model::ids::IdSource;
 use raptor::model::{AppId, Body, ChannelId, ChannelName, Event, Message};
@@ -138,9 +139,11 @@ fn patterns(c: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap();
-    // What the Bayeux front end looks for, for a channel of two segments.
-    let expansion: Expansion =
-        Arc::new(|_| ["/a/b", "/a/*", "/a/**", "/**"].map(String::from).into());
+    // As the Bayeux front end looks for them.
+    let expansion: Expansion = Arc::new(|_| {
+        let candidates = candidates(black_box("/a/b"));
+        candidates.map(|candidate| candidate.to_string()).collect()
+    });
     for count in [1, 1_000, 100_000] {
         let (hub, ids, app) = (Hub::new(), IdSource::new(1), AppId::new("1"));
         let outbox = Arc::new(Outbox::new(1 << 30));

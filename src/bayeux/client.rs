@@ -14,6 +14,7 @@ use crate::broker::{Admission, Broker, Cache, Held, Membership, Welcome};
 use crate::hub::{
     Acknowledgement, Closing, Expansion, Frame, MemberLimitReached, Outbox, Subscriber,
 };
+use crate::metrics::{CUT_OFFS, CutOff};
 use crate::model::{ChannelName, Member, SessionFactKind, SocketId};
 use crate::rate::Rate;
 use crate::transport::session::Session;
@@ -145,8 +146,8 @@ impl Client {
         };
         let mut sent = lock(sent);
         let (batch, frames) = sent.next_batch(new);
-        if sent.len() > frames_max {
-            self.outbox.close(Closing::Slow);
+        if sent.len() > frames_max && self.outbox.close(Closing::Slow) {
+            CUT_OFFS.count(CutOff::SlowConsumer);
         }
         (Some(batch), frames)
     }

@@ -156,14 +156,21 @@ impl Outgoing {
         if let Some((held, _)) = bound.and_then(|bound| bound.held) {
             line.reply([self.site.parting(&held, parted)]);
         }
-        line.close = match parted {
-            Parted::Superseded => return,
-            Parted::Ended => Some(Close::plain(1000, "")),
-            Parted::Moved => Some(Close::plain(1001, "")),
-            Parted::Closed(Closing::Terminated) => Some(Close::plain(1000, "")),
-            Parted::Closed(Closing::Draining | Closing::Restarting) => Some(Close::plain(1001, "")),
-            Parted::Closed(Closing::Slow) => Some(Close::plain(1008, "Too slow")),
-        };
+        if parted != Parted::Superseded {
+            line.close = Some(close_after(parted));
+        }
+    }
+}
+
+fn close_after(parted: Parted) -> Close {
+    match parted {
+        Parted::Superseded | Parted::Ended | Parted::Closed(Closing::Terminated) => {
+            Close::plain(1000, "")
+        }
+        Parted::Moved | Parted::Closed(Closing::Draining | Closing::Restarting) => {
+            Close::plain(1001, "")
+        }
+        Parted::Closed(Closing::Slow) => Close::plain(1008, "Too slow"),
     }
 }
 
@@ -285,11 +292,6 @@ impl Source for Arc<Outgoing> {
         let Some(bound) = &line.bound else {
             return Poll::Pending;
         };
-        bound.carrier.poll_parted(cx).map(|parted| match parted {
-            Parted::Superseded | Parted::Ended => Close::plain(1000, ""),
-            Parted::Moved => Close::plain(1001, ""),
-            Parted::Closed(Closing::Draining | Closing::Restarting) => Close::plain(1001, ""),
-            Parted::Closed(Closing::Slow | Closing::Terminated) => Close::plain(1008, "Too slow"),
-        })
+        bound.carrier.poll_parted(cx).map(close_after)
     }
 }

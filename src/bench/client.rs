@@ -54,7 +54,7 @@ pub async fn patiently<T>(work: impl Future<Output = Result<T, Failure>>) -> Res
     outcome.unwrap_or(Err(Failure::Silent))
 }
 
-fn refused(text: &str) -> Failure {
+pub fn refused(text: &str) -> Failure {
     const SHOWN_CHARS: usize = 200;
     let shown = text.chars().take(SHOWN_CHARS).collect::<String>();
     Failure::Refused(shown.escape_debug().to_string())
@@ -245,7 +245,7 @@ impl WebSocket {
     }
 }
 
-fn is_refusal(text: &str) -> bool {
+pub fn is_refusal(text: &str) -> bool {
     text.contains(r#""pusher:error""#)
         || text.contains("subscription_error")
         || text.contains(r#""successful":false"#)

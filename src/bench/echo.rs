@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::client::{Failure, WebSocket};
+use super::client::{Failure, WebSocket, is_refusal, refused};
 use super::publisher::Sent;
 use super::publishing::{Failures, arrive, open_all, schedule, watch};
 use super::report::Report;
@@ -144,8 +144,16 @@ impl Speaker {
         sent: &Sent,
         payload_bytes: usize,
     ) -> Result<(), Failure> {
+        let mut refusal = None;
         loop {
             let id = self.client_id.as_deref();
+            let listen = |text: &[u8], _| {
+                let text = String::from_utf8_lossy(text);
+                if is_refusal(&text) {
+                    refusal = Some(refused(&text));
+                }
+                false
+            };
             tokio::select! {
                 due_us = dues.recv() => match due_us {
                     Some(due_us) => {
@@ -160,7 +168,10 @@ impl Speaker {
                         return Ok(());
                     }
                 },
-                heard = hear(&mut self.socket, id, |_, _| false, || 0) => heard?,
+                heard = hear(&mut self.socket, id, listen, || 0) => heard?,
+            }
+            if let Some(refusal) = refusal.take() {
+                return Err(refusal);
             }
         }
     }

@@ -177,12 +177,12 @@ impl Stage {
         server.and_then(|s| s.resident_kib().ok()).unwrap_or(0)
     }
 
-    /// `None` where nobody watches the server.
+    /// `None` where nobody watches the server, or it is gone.
     fn cost(&self, cpu_secs_before: f64, resident_kib_before: u64) -> Option<ServerCost> {
         let server = self.server.as_ref()?;
         Some(ServerCost {
             pid: server.pid(),
-            cpu_secs: self.cpu_secs() - cpu_secs_before,
+            cpu_secs: server.cpu_secs().ok()? - cpu_secs_before,
             cpu_us_per_event: None,
             cpu_us_per_delivery: None,
             resident_kib_before,

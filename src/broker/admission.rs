@@ -84,8 +84,9 @@ impl Admissions {
             if left <= bytes_max {
                 break;
             }
-            outbox.close(Closing::Slow);
-            CUT_OFFS.count(CutOff::OutboxMemory);
+            if outbox.close(Closing::Slow) {
+                CUT_OFFS.count(CutOff::OutboxMemory);
+            }
             left -= bytes;
         }
         left

@@ -90,13 +90,14 @@ impl<'e> HandOver<'e> {
             let Some(parcel) = self.parcel(group.encoding) else {
                 continue;
             };
-            let mut outboxes = group.outboxes.iter();
-            while let Some((id, outbox)) = outboxes.next() {
-                if self.event.except == Some(*id) || served(*id) {
+            let is_excepted = |id: &SocketId| self.event.except == Some(*id);
+            // One of each format is timed, so that it costs the others nothing.
+            let timed = group.outboxes.iter().rposition(|(id, _)| !is_excepted(id));
+            for (nth, (id, outbox)) in group.outboxes.iter().enumerate() {
+                if is_excepted(id) || served(*id) {
                     continue;
                 }
-                // One of each format is timed, so that it costs the others nothing.
-                if outboxes.len() == 0 {
+                if Some(nth) == timed {
                     outbox.time(self.since);
                 }
                 match parcel.put(outbox) {

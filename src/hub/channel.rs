@@ -9,6 +9,7 @@ use super::{
     Acknowledgement, Arrival, Closing, Departure, Holding, MemberLimitReached, Occupancy,
     Subscriber,
 };
+use crate::metrics::{CUT_OFFS, CutOff};
 use crate::model::{Body, Event, Member, SocketId};
 
 /// What may come for one subscriber before its acknowledgement.
@@ -138,8 +139,10 @@ impl Channel {
             }
             if held.len() < HELD_EVENTS_MAX {
                 held.push(event.clone());
-            } else if let Some(subscription) = self.subscriptions.get(id) {
-                subscription.subscriber.outbox.close(Closing::Slow);
+            } else if let Some(subscription) = self.subscriptions.get(id)
+                && subscription.subscriber.outbox.close(Closing::Slow)
+            {
+                CUT_OFFS.count(CutOff::SlowConsumer);
             }
         }
     }

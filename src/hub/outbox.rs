@@ -128,7 +128,7 @@ impl Outbox {
         let was_empty = state.frames.is_empty();
         state.bytes += frame.cost_bytes();
         if state.bytes > self.bytes_max || state.frames.len() >= self.frames_max {
-            state.frames = VecDeque::new();
+            state.forget_waiting();
             state.closing = Some(Closing::Slow);
             CUT_OFFS.count(CutOff::SlowConsumer);
         } else {
@@ -150,16 +150,18 @@ impl Outbox {
     }
 
     /// Takes nothing more from now on. What waits is still the owner's to take, unless it is
-    /// closed as slow.
-    pub fn close(&self, why: Closing) {
+    /// closed as slow. Whether it was open until now.
+    pub fn close(&self, why: Closing) -> bool {
         let mut state = self.state();
-        if state.closing.is_none() {
+        let was_open = state.closing.is_none();
+        if was_open {
             state.closing = Some(why);
             if why == Closing::Slow {
-                state.frames = VecDeque::new();
+                state.forget_waiting();
             }
             wake_owner(state);
         }
+        was_open
     }
 
     /// For the owner, when all that it took before is written: waits for frames and moves them
@@ -202,11 +204,11 @@ impl Outbox {
     /// For the owner: returns to the front what was not written of what it took. The rest is.
     pub fn put_back(&self, frames: &mut VecDeque<Frame>) {
         let mut state = self.state();
+        state.bytes -= mem::take(&mut state.taken_bytes);
         if state.closing == Some(Closing::Slow) {
             frames.clear();
             return;
         }
-        state.bytes -= mem::take(&mut state.taken_bytes);
         state.bytes += frames.iter().map(Frame::cost_bytes).sum::<usize>();
         state.taken_timed = None;
         frames.append(&mut state.frames);
@@ -237,7 +239,7 @@ impl Outbox {
             frames.extend(earlier.iter().cloned());
             frames.extend(later.into_iter().filter(is_new));
         }
-        state.bytes = frames.iter().map(Frame::cost_bytes).sum();
+        state.bytes = state.taken_bytes + frames.iter().map(Frame::cost_bytes).sum::<usize>();
         state.frames = frames;
         wake_owner(state);
     }
@@ -251,7 +253,8 @@ impl Outbox {
         self.state().closing
     }
 
-    /// For the owner while it writes: waits until the outbox is closed as slow.
+    /// For the owner while it writes: waits until the outbox is closed as slow. Closed for another
+    /// reason it still has something to say, for as long as a write may take.
     pub fn poll_slow(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.state();
         if state.closing == Some(Closing::Slow) {
@@ -267,6 +270,12 @@ impl Outbox {
 }
 
 impl State {
+    fn forget_waiting(&mut self) {
+        self.frames = VecDeque::new();
+        self.bytes = self.taken_bytes;
+        self.timed = None;
+    }
+
     fn taken_is_written(&mut self) {
         self.bytes -= mem::take(&mut self.taken_bytes);
         if let Some(since) = self.taken_timed.take() {
@@ -279,7 +288,8 @@ thread_local! {
     static ARE_FEW: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Wakes the owners of a few outboxes. They may do their work at once, in this call.
+/// Wakes the owners of a few outboxes. They may do their work at once, in this call: a `Waker`
+/// takes no argument that could say so, hence [`are_few`].
 pub fn wake_few(owners: impl IntoIterator<Item = Waker>) {
     let before = ARE_FEW.replace(true);
     for owner in owners {
@@ -335,8 +345,24 @@ mod tests {
             outbox.push(frame("12345678"));
         }
         outbox.push(frame("x"));
+        assert_eq!((outbox.bytes(), outbox.state().frames.capacity()), (0, 0));
         assert_eq!(take(&outbox).await, Err(Closing::Slow));
-        assert_eq!(outbox.state().frames.capacity(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_dropped_is_charged_no_longer_and_what_is_being_written_still_is() {
+        let outbox = Outbox::new(1000);
+        let mut batch = VecDeque::new();
+        outbox.push(frame("taken"));
+        poll_fn(|cx| outbox.poll_take(cx, &mut batch))
+            .await
+            .unwrap();
+        outbox.push(frame("waits"));
+        assert!(outbox.close(Closing::Slow));
+        assert!(!outbox.close(Closing::Terminated));
+        assert_eq!(outbox.bytes(), frame("taken").cost_bytes());
+        outbox.put_back(&mut batch);
+        assert_eq!((outbox.bytes(), batch.len()), (0, 0));
     }
 
     #[tokio::test]

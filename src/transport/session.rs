@@ -346,7 +346,8 @@ impl<T> Session<T> {
         }
     }
 
-    /// What was taken and is not written waits again, in front of all else.
+    /// What was taken and is not written waits again, in front of all else. This wakes the outbox's
+    /// owner under the session's lock: to queue up, not to write at once (`hub::wake_few`).
     fn take_back(&self, state: &mut State) {
         state.receipts = None;
         state.handed = 0;

@@ -282,8 +282,7 @@ impl<C: Conversation> Socket<C> {
     }
 
     async fn converse(&mut self) -> Result<Infallible, End> {
-        // Boxed as all that is rare, so that it takes no room in the task while nothing happens.
-        self.attend().await?;
+        self.serve().await?;
         let mut timer = pin!(sleep_until(self.next_check()));
         loop {
             let event = poll_fn(|cx| {
@@ -304,7 +303,7 @@ impl<C: Conversation> Socket<C> {
                 Event::Readable => {
                     let received = self.receive()?;
                     if received > 0 {
-                        self.attend().await?;
+                        self.serve().await?;
                         let due = self.conversation.deadline();
                         if due.is_some_and(|due| due < timer.deadline()) {
                             timer.as_mut().reset(self.next_check());
@@ -333,8 +332,9 @@ impl<C: Conversation> Socket<C> {
         }
     }
 
-    /// Sees to all messages that were received, and writes what comes of it.
-    async fn attend(&mut self) -> Result<(), End> {
+    /// Sees to all messages that were received, and writes what comes of it. Boxed as all that is
+    /// rare, so that it takes no room in the task while nothing happens.
+    async fn serve(&mut self) -> Result<(), End> {
         let writer = self.writer.clone();
         writer.attend(Box::pin(self.hear())).await
     }
@@ -411,7 +411,7 @@ impl<C: Conversation> Socket<C> {
             }
             // While the peer took nothing it was not listened to: its answer may lie there already.
             Some(pinged_at) if now - pinged_at >= pong_within => match self.receive()? {
-                1.. => self.attend().await,
+                1.. => self.serve().await,
                 0 => {
                     CUT_OFFS.count(CutOff::NoPong);
                     Err(End::Close(self.conversation.on_silence()))
@@ -786,6 +786,42 @@ mod tests {
             let attention = poll_fn(|cx| writer.poll_attention(cx)).await;
             assert_eq!(attention, Attention::Stopped(Stopped::Broken));
             assert_eq!(frames.lock().unwrap().len(), waiting);
+        }
+    }
+
+    struct Faulty;
+    impl Source for Faulty {
+        fn poll_encode(&mut self, _: &mut Context<'_>, _: &mut Encoded) -> Poll<Result<(), Close>> {
+            panic!("what nobody foresaw");
+        }
+
+        fn poll_abandon(&self, _: &mut Context<'_>) -> Poll<Close> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test]
+    async fn a_fault_of_one_socket_ends_that_alone() {
+        let (socket, _, mut peer) = connected().await;
+        let stream = socket.stream.clone();
+        let flushers = Flushers::start();
+        // Each flusher gets one of these and one of those.
+        let each = std::thread::available_parallelism().map_or(1, usize::from);
+        let faulty: Vec<_> = (0..each)
+            .map(|_| Writer::new(stream.clone(), Faulty, &flushers))
+            .collect();
+        for writer in &faulty {
+            std::task::Waker::from(writer.clone()).wake();
+            let attention = poll_fn(|cx| writer.poll_attention(cx)).await;
+            assert_eq!(attention, Attention::Stopped(Stopped::Broken));
+        }
+        for _ in 0..each {
+            let frames = Mutex::new(VecDeque::from([Frame::from("x".to_owned())]));
+            let writer = Writer::new(stream.clone(), Added(Arc::new(frames)), &flushers);
+            std::task::Waker::from(writer).wake();
+            let mut text = [0; 3];
+            peer.read_exact(&mut text).await.unwrap();
+            assert_eq!(text, [0x81, 1, b'x']);
         }
     }
 

@@ -23,6 +23,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -111,8 +112,8 @@ pub enum Attention {
 /// One socket's way out.
 pub struct Writer<S> {
     flusher: Arc<Flusher>,
-    /// Whether it stands in the flusher's queue.
-    is_queued: AtomicBool,
+    /// Somebody is about to flush it: its flusher, where it stands in the queue, or the socket's task.
+    is_due: AtomicBool,
     state: Mutex<State<S>>,
 }
 
@@ -137,7 +138,7 @@ impl<S: Source> Writer<S> {
     pub fn new(stream: Arc<Stream>, source: S, flushers: &Flushers) -> Arc<Self> {
         Arc::new(Self {
             flusher: flushers.next(),
-            is_queued: AtomicBool::new(false),
+            is_due: AtomicBool::new(false),
             state: Mutex::new(State {
                 ways: Some(Ways { stream, source }),
                 rest: Vec::new(),
@@ -152,7 +153,7 @@ impl<S: Source> Writer<S> {
     /// Writes what there is, as far as the socket takes it, and listens for more.
     pub fn flush(self: &Arc<Self>) {
         // Before the source is asked: what comes after that queues up again.
-        self.is_queued.store(false, Ordering::Release);
+        self.is_due.store(false, Ordering::Release);
         let mut state = self.state();
         if !state.is_blocked {
             state.write(self);
@@ -164,10 +165,10 @@ impl<S: Source> Writer<S> {
     /// with others.
     pub async fn attend<F: Future + Unpin>(self: &Arc<Self>, mut work: F) -> F::Output {
         poll_fn(|cx| {
-            let was_queued = self.is_queued.swap(true, Ordering::AcqRel);
+            let was_due = self.is_due.swap(true, Ordering::AcqRel);
             let done = Pin::new(&mut work).poll(cx);
             // Whoever had it in its queue may have asked the source already.
-            if !was_queued || !self.is_queued.load(Ordering::Acquire) {
+            if !was_due || !self.is_due.load(Ordering::Acquire) {
                 self.flush();
             }
             done
@@ -313,7 +314,7 @@ impl<S: Source> Ways<S> {
 /// By its source.
 impl<S: Source> Wake for Writer<S> {
     fn wake(self: Arc<Self>) {
-        if self.is_queued.swap(true, Ordering::AcqRel) {
+        if self.is_due.swap(true, Ordering::AcqRel) {
             return;
         }
         // Whoever is writing just now may have asked the source before it had this.
@@ -321,7 +322,7 @@ impl<S: Source> Wake for Writer<S> {
             && let Ok(mut state) = self.state.try_lock()
             && state.is_calm()
         {
-            self.is_queued.store(false, Ordering::Release);
+            self.is_due.store(false, Ordering::Release);
             if !state.is_blocked {
                 state.write(&self);
             }
@@ -335,11 +336,17 @@ impl<S: Source> Wake for Writer<S> {
 /// What a flusher does for every kind of writer.
 trait Flush: Send + Sync {
     fn flush(self: Arc<Self>);
+    /// Flushing it has failed in a way that nobody foresaw.
+    fn give_up(&self);
 }
 
 impl<S: Source> Flush for Writer<S> {
     fn flush(self: Arc<Self>) {
         Writer::flush(&self);
+    }
+
+    fn give_up(&self) {
+        self.state().stop(Stopped::Broken);
     }
 }
 
@@ -429,7 +436,11 @@ async fn run(flusher: Arc<Flusher>) {
     let mut due = Vec::new();
     while poll_fn(|cx| flusher.poll_due(cx, &mut due)).await {
         for (nth, writer) in due.drain(..).enumerate() {
-            writer.flush();
+            // All the other sockets of this flusher depend on it.
+            let flushed = catch_unwind(AssertUnwindSafe(|| writer.clone().flush()));
+            if flushed.is_err() {
+                writer.give_up();
+            }
             if (nth + 1).is_multiple_of(FLUSHES_BEFORE_YIELD) {
                 tokio::task::yield_now().await;
             }
