@@ -184,7 +184,10 @@ impl OriginPattern {
             Some(host) => (true, host.to_owned()),
             None => (false, host),
         };
-        let well_formed = is_scheme(&scheme) && is_host_and_port(&host);
+        // As it was written: without its port another may be left.
+        let (_, written) = text.split_once("://").ok_or(InvalidOrigin)?;
+        let written = written.strip_prefix("*.").unwrap_or(written);
+        let well_formed = is_scheme(&scheme) && is_host_and_port(written);
         well_formed
             .then_some(Self {
                 scheme,
@@ -244,7 +247,8 @@ fn is_host_and_port(text: &str) -> bool {
             !label.is_empty() && label.bytes().all(in_label)
         }),
     };
-    host_holds && port.is_none_or(|port| port.parse::<u16>().is_ok())
+    let is_port = |port: &str| !port.starts_with('+') && port.parse::<u16>().is_ok();
+    host_holds && port.is_none_or(is_port)
 }
 
 #[cfg(test)]
@@ -348,6 +352,8 @@ mod tests {
             "https://a..example",
             "https://a.example:",
             "https://a.example:99999",
+            "https://a.example:+8",
+            "https://a.example:443:443",
             "://a.example",
             "https://user@a.example",
             "https://[::1",

@@ -87,7 +87,7 @@ pub struct ServerSettings {
 /// A listener beside the plain one. Its files are PEM.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TlsSettings {
-    pub listen: SocketAddr,
+    pub listen: Sited<SocketAddr>,
     pub proxy_protocol: bool,
     /// The certificate, then those that vouch for it.
     pub certificate: Sited<PathBuf>,
@@ -214,6 +214,28 @@ const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1"];
 pub const DEVELOPMENT_APP_ID: &str = "app-id";
 pub const DEVELOPMENT_APP_KEY: &str = "app-key";
 pub const DEVELOPMENT_APP_SECRET: &str = "app-secret";
+
+/// Others than this machine may reach it.
+fn is_exposed(address: SocketAddr) -> bool {
+    !address.ip().to_canonical().is_loopback()
+}
+
+impl Config {
+    /// Whether an app has the development app's secret.
+    pub fn has_well_known_secret(&self) -> bool {
+        let signature = Secret::new(DEVELOPMENT_APP_SECRET).sign(b"");
+        let mut keys = self.apps.iter().flat_map(|app| &app.keys);
+        keys.any(|key| key.secret.verify(b"", &signature))
+    }
+}
+
+impl ServerSettings {
+    /// Whether others than this machine may reach it.
+    pub fn is_exposed(&self) -> bool {
+        let tls = self.tls.as_ref().map(|tls| tls.listen.value);
+        is_exposed(self.listen) || tls.is_some_and(is_exposed)
+    }
+}
 
 fn development_bayeux() -> (AppId, crate::bayeux::Settings) {
     let app_id = AppId::new(DEVELOPMENT_APP_ID);

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use raptor::audit;
-use raptor::config::{Config, Problem, Problems, Written};
+use raptor::config::{AuditLog, Config, Problem, Problems, Written};
 use raptor::server::{self, Reloader, Server, StartError};
 use raptor::webhooks::Archive;
 
@@ -56,15 +56,20 @@ async fn serve(settings: Result<Written, Problem>) -> Result<(), String> {
     let shutdown = shutdown_signal().map_err(|error| format!("cannot await signals: {error}"))?;
     let server = Server::start(config.clone()).await.map_err(cannot_start)?;
     let address = server.address().map_err(cannot_listen)?;
-    print(cli::welcome::text(address, &config));
+    // With the audit log on standard output nothing else is there.
+    let say = match config.log.audit {
+        Some(AuditLog::Stdout) => |text| drop(writeln!(io::stderr(), "{text}")),
+        _ => print,
+    };
+    say(cli::welcome::text(address, &config));
     if let Some(address) = server.tls_address().map_err(cannot_listen)? {
-        print(format!("\nTLS is on https://{address}"));
+        say(format!("\nTLS is on https://{address}"));
     }
     if let Some(unix) = &config.server.unix {
-        print(format!("\nListening on {}", unix.listen.value.display()));
+        say(format!("\nListening on {}", unix.listen.value.display()));
     }
     if let Some(address) = server.metrics_address().map_err(cannot_listen)? {
-        print(format!("\nMetrics are at http://{address}/metrics"));
+        say(format!("\nMetrics are at http://{address}/metrics"));
     }
     reload_on_hangup(server.reloader(), logs)
         .map_err(|error| format!("cannot await signals: {error}"))?;
@@ -80,6 +85,7 @@ async fn serve(settings: Result<Written, Problem>) -> Result<(), String> {
 fn check(settings: Result<Written, Problem>) -> Result<(), String> {
     let config = read(settings)?;
     server::check_files(&config).map_err(|problems| problems.to_string())?;
+    cli::log::check(&config.log)?;
     print(cli::welcome::summary(&config));
     Ok(())
 }
@@ -131,12 +137,14 @@ fn reload_on_hangup(reloader: Reloader, logs: cli::log::Logs) -> io::Result<()> 
                 Command::Serve(settings) => read(settings),
                 _ => continue,
             };
-            let log = config.as_ref().map(|config| config.log.clone()).ok();
-            match config.and_then(|config| reloader.reload(config)) {
+            let reloaded = config.and_then(|config| {
+                let new_logs = logs.prepare(&config.log)?;
+                let waiting = reloader.reload(config)?;
+                logs.take_over(new_logs);
+                Ok(waiting)
+            });
+            match reloaded {
                 Ok(waiting) => {
-                    if let Some(Err(error)) = log.map(|log| logs.reload(&log)) {
-                        tracing::error!("{error}");
-                    }
                     for what in waiting {
                         tracing::warn!("{what} changed too: that takes a restart");
                     }

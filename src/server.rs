@@ -14,6 +14,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::future::{FutureExt, join_all};
+use tokio::task::unconstrained;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -325,7 +326,8 @@ impl Server {
     /// Takes whoever came before the listeners close: the kernel would send them away.
     fn accept_who_came(&self) {
         for listener in &self.listeners {
-            while let Some(Ok(accepted)) = listener.accept().now_or_never() {
+            // Unconstrained: tokio lets a task accept only some at a time.
+            while let Some(Ok(accepted)) = unconstrained(listener.accept()).now_or_never() {
                 self.receive(listener, accepted);
             }
         }
@@ -393,7 +395,7 @@ async fn listen(settings: &ServerSettings) -> Result<Vec<Listener>, StartError> 
             certificate: Some(certificate),
             proxy_protocol: tls.proxy_protocol,
         };
-        let listener = Listener::tcp(tls.listen, greeting).await;
+        let listener = Listener::tcp(tls.listen.value, greeting).await;
         listeners.push(listener.map_err(StartError::Listen)?);
     }
     #[cfg(unix)]

@@ -1,7 +1,7 @@
 // A new configuration is taken by a running server, whole or not at all, and who did what is written down.
 
 import assert from 'node:assert/strict';
-import { readFileSync, renameSync } from 'node:fs';
+import { mkdirSync, readFileSync, renameSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 
@@ -188,6 +188,26 @@ test('the audit log tells who did what, and never what they said', async () => {
     { action: 'stop' },
   ]);
   assert.doesNotMatch(readFileSync(moved, 'utf8'), /payload/);
+});
+
+test('an audit log on standard output is alone there', async () => {
+  const server = await startRaptor({ config: { apps: [APP], log: { audit: 'stdout' } } });
+  await (await Peer.connect(server)).close();
+  await server.stop();
+  const actions = server.stdout().trimEnd().split('\n').map((line) => JSON.parse(line).action);
+  assert.deepEqual(actions, ['start', 'connect', 'stop']);
+});
+
+test('a reload that cannot open the audit log anew is refused whole', async () => {
+  const server = await startReloadable((directory) => {
+    mkdirSync(join(directory, 'audit'));
+    return { apps: [APP], log: { audit: join(directory, 'audit', 'log.jsonl') } };
+  });
+  renameSync(join(server.directory, 'audit'), join(server.directory, 'moved'));
+  server.write({ apps: [appNamed('other')], log: { audit: join(server.directory, 'audit', 'log.jsonl') } });
+  await server.reload(REFUSED);
+  assert.match(server.stderr(), /cannot write the audit log/);
+  await (await Peer.connect(server)).close();
 });
 
 test('Bayeux clients and client events are in the audit log too', async () => {

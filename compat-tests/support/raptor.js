@@ -83,14 +83,15 @@ function launch({ config, args, env }) {
   const listening = new Promise((resolve, reject) => {
     const fail = (why) => reject(new Error(`${why}\nstdout: ${stdout}\nstderr: ${stderr}`));
     const timer = setTimeout(() => fail(`${binary} did not listen within ${START_TIMEOUT_MS} ms`), START_TIMEOUT_MS);
-    child.stdout.setEncoding('utf8').on('data', (text) => {
-      stdout += text;
-      const line = /^Raptor is listening on http:\/\/127\.0\.0\.1:(\d+)\n/.exec(stdout);
+    const look = (said) => {
+      const line = /^Raptor is listening on http:\/\/127\.0\.0\.1:(\d+)\n/m.exec(said);
       if (!line) return;
       clearTimeout(timer);
       resolve(Number(line[1]));
-    });
-    child.stderr.setEncoding('utf8').on('data', (text) => (stderr += text));
+    };
+    child.stdout.setEncoding('utf8').on('data', (text) => look((stdout += text)));
+    // It says so here where standard output is the audit log.
+    child.stderr.setEncoding('utf8').on('data', (text) => look((stderr += text)));
     ended.then(
       ({ code, signal }) => { clearTimeout(timer); fail(`${binary} ended (${signal ?? code}) before it listened`); },
       (error) => { clearTimeout(timer); reject(error); },

@@ -1,4 +1,4 @@
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -69,11 +69,40 @@ fn filter(settings: &LogSettings) -> Targets {
 }
 
 impl Logs {
-    /// Takes over a new level, and opens the audit log anew: somebody may have moved it away.
-    pub fn reload(&self, settings: &LogSettings) -> Result<(), String> {
-        (self.filter.reload(filter(settings))).map_err(|error| error.to_string())?;
-        self.audit.as_ref().map_or(Ok(()), AuditFile::reopen)
+    /// A new level, and the audit log opened anew: somebody may have moved it away.
+    pub fn prepare(&self, settings: &LogSettings) -> Result<Prepared, String> {
+        Ok(Prepared {
+            filter: filter(settings),
+            audit: (self.audit.as_ref().map(|audit| open(&audit.path))).transpose()?,
+        })
     }
+
+    pub fn take_over(&self, prepared: Prepared) {
+        // It fails only where nobody logs any more.
+        let _ = self.filter.reload(prepared.filter);
+        if let (Some(audit), Some(file)) = (&self.audit, prepared.audit) {
+            audit.replace(file);
+        }
+    }
+}
+
+/// What [`Logs`] can take over.
+pub struct Prepared {
+    filter: Targets,
+    audit: Option<File>,
+}
+
+/// Whether the audit log can be written, without leaving a new one behind.
+pub fn check(settings: &LogSettings) -> Result<(), String> {
+    let Some(AuditLog::File(path)) = &settings.audit else {
+        return Ok(());
+    };
+    let is_new = !path.exists();
+    open(path)?;
+    if is_new {
+        let _ = fs::remove_file(path);
+    }
+    Ok(())
 }
 
 /// Written line by line, each as a whole.
@@ -92,10 +121,8 @@ impl AuditFile {
         })
     }
 
-    fn reopen(&self) -> Result<(), String> {
-        let file = open(&self.path)?;
+    fn replace(&self, file: File) {
         *self.file.lock().unwrap_or_else(PoisonError::into_inner) = file;
-        Ok(())
     }
 }
 

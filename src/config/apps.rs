@@ -11,7 +11,9 @@ use super::problem::{Problem, Site};
 use super::section::{Reading, Section};
 use super::webhooks::{self, EndpointDraft};
 use super::written::{Sited, Written};
-use super::{DEVELOPMENT_APP_SECRET, ServerSettings, development_app, development_bayeux};
+use super::{
+    DEVELOPMENT_APP_SECRET, ServerSettings, development_app, development_bayeux, is_exposed,
+};
 use crate::apps::{App, AppKey, CHANNEL_NAME_CHARS_MAX, Features, Limits, OriginPattern};
 use crate::auth::Secret;
 use crate::bayeux;
@@ -80,15 +82,15 @@ pub(super) fn warnings(drafts: &[Draft]) -> Vec<Problem> {
         .collect()
 }
 
-/// Checks the apps against each other and against the address; without any there is the
+/// Checks the apps against each other and against the addresses; without any there is the
 /// development app.
 pub(super) fn apps(
     reading: &Reading,
     drafts: Vec<Draft>,
-    listen: Option<&Sited<SocketAddr>>,
+    listeners: &[Sited<SocketAddr>],
     webhooks: crate::webhooks::Settings,
 ) -> Joined {
-    let exposed = listen.filter(|listen| !listen.value.ip().to_canonical().is_loopback());
+    let exposed = (listeners.iter()).find(|listen| is_exposed(listen.value));
     let refuse_well_known = |site: &Site, address: SocketAddr| {
         reading.note(
             site,

@@ -23,13 +23,17 @@ impl Config {
         let reading = Reading::of(written.file.as_ref());
         let (server, log, joined, redis, warnings) = reading.root(|root| {
             let listen = listen(root, written);
-            let server = server_settings(root, listen.as_ref());
+            let tls = tls(root, listen.as_slice());
+            let listeners: Vec<_> = (listen.iter().cloned())
+                .chain(tls.as_ref().map(|tls| tls.listen.clone()))
+                .collect();
+            let server = server_settings(root, listen, tls, &listeners);
             let log = log_settings(root, written);
             let drafts = apps::drafts(root, written, &server);
             let warnings = apps::warnings(&drafts);
             let webhooks = webhooks::settings(root);
             let redis = redis::settings(root, written);
-            let joined = apps::apps(root.reading, drafts, listen.as_ref(), webhooks);
+            let joined = apps::apps(root.reading, drafts, &listeners, webhooks);
             (server, log, joined, redis, warnings)
         });
         let Joined {
@@ -75,7 +79,7 @@ fn address(reading: &Reading, text: Sited<String>) -> Option<Sited<SocketAddr>> 
 }
 
 /// All three keys, or no table.
-fn tls(root: &mut Section) -> Option<TlsSettings> {
+fn tls(root: &mut Section, others: &[Sited<SocketAddr>]) -> Option<TlsSettings> {
     let site = root.site_of("tls");
     root.table("tls", "[tls]", |table| {
         let listen = table.text("listen");
@@ -91,8 +95,14 @@ fn tls(root: &mut Section) -> Option<TlsSettings> {
                     .note(&site, format!("[tls] has no `{name}`"), mend);
             }
         }
+        let listen = address(table.reading, listen?)?;
+        let wrong = (
+            "TLS needs an address of its own",
+            "write another port, as in listen = \"0.0.0.0:443\"",
+        );
+        distinct(table.reading, listen.clone(), others, wrong);
         Some(TlsSettings {
-            listen: address(table.reading, listen?)?.value,
+            listen,
             proxy_protocol,
             certificate: certificate?.map(PathBuf::from),
             key: key?.map(PathBuf::from),
@@ -138,27 +148,44 @@ fn file_mode(table: &Section, text: Sited<String>) -> Option<u32> {
     mode
 }
 
-fn metrics_listen(root: &mut Section, listen: Option<&Sited<SocketAddr>>) -> Option<SocketAddr> {
-    let text = root.text("metrics_listen")?;
-    let address = address(root.reading, text)?;
-    if listen.is_some_and(|listen| listen.value == address.value && address.value.port() != 0) {
-        let what = "metrics need an address of their own";
-        let mend = "write another port: metrics_listen = \"127.0.0.1:9601\"";
-        root.reading.note(&address.site, what, mend);
+/// An address that is not among the `others`.
+fn distinct(
+    reading: &Reading,
+    address: Sited<SocketAddr>,
+    others: &[Sited<SocketAddr>],
+    (what, mend): (&str, &str),
+) -> SocketAddr {
+    if others.contains(&address) && address.value.port() != 0 {
+        reading.note(&address.site, what, mend);
     }
-    Some(address.value)
+    address.value
 }
 
-fn server_settings(root: &mut Section, listen: Option<&Sited<SocketAddr>>) -> ServerSettings {
+fn metrics_listen(root: &mut Section, listeners: &[Sited<SocketAddr>]) -> Option<SocketAddr> {
+    let text = root.text("metrics_listen")?;
+    let address = address(root.reading, text)?;
+    let wrong = (
+        "metrics need an address of their own",
+        "write another port: metrics_listen = \"127.0.0.1:9601\"",
+    );
+    Some(distinct(root.reading, address, listeners, wrong))
+}
+
+fn server_settings(
+    root: &mut Section,
+    listen: Option<Sited<SocketAddr>>,
+    tls: Option<TlsSettings>,
+    listeners: &[Sited<SocketAddr>],
+) -> ServerSettings {
     const SECS: RangeInclusive<usize> = 1..=86_400;
     const BYTES: RangeInclusive<usize> = 1_024..=1_073_741_824;
     let default = ServerSettings::default();
     let settings = ServerSettings {
         listen: listen.map_or(default.listen, |listen| listen.value),
         proxy_protocol: root.switch("proxy_protocol", default.proxy_protocol),
-        tls: tls(root),
+        tls,
         unix: unix(root),
-        metrics_listen: metrics_listen(root, listen),
+        metrics_listen: metrics_listen(root, listeners),
         path_prefix: path_prefix(root).unwrap_or(default.path_prefix),
         activity_timeout: root.duration("activity_timeout_secs", SECS, default.activity_timeout),
         pong_timeout: root.duration("pong_timeout_secs", SECS, default.pong_timeout),

@@ -12,7 +12,7 @@
 mod directory;
 mod exchange;
 mod held;
-mod letter;
+pub mod letter;
 mod moving;
 mod relay;
 

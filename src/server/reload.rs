@@ -42,6 +42,18 @@ impl StartedWith {
         self.redis.is_none() || !self.webhooks.endpoints.is_empty()
     }
 
+    /// It listens where it did, whatever the new configuration says.
+    fn admits(&self, config: &Config) -> Result<(), String> {
+        match self.server.is_exposed() && config.has_well_known_secret() {
+            true => Err(
+                "the development app's well-known secret may not be used on the \
+                         addresses this server listens on: give an app of your own"
+                    .to_owned(),
+            ),
+            false => Ok(()),
+        }
+    }
+
     /// What a new configuration says in vain.
     fn differs_in(&self, config: &Config) -> Vec<&'static str> {
         let (before, now) = (&self.server, &config.server);
@@ -49,7 +61,7 @@ impl StartedWith {
             let tls = settings.tls.as_ref();
             (
                 (settings.listen, settings.proxy_protocol),
-                tls.map(|tls| (tls.listen, tls.proxy_protocol)),
+                tls.map(|tls| (tls.listen.value, tls.proxy_protocol)),
                 settings.unix.clone(),
                 settings.metrics_listen,
             )
@@ -95,6 +107,7 @@ impl Reloader {
             }
             _ => None,
         };
+        self.started_with.admits(&config)?;
         let targets = Target::all(&config.webhooks.endpoints).map_err(|error| error.to_string())?;
         (self.rooms.bayeux)
             .reload(config.bayeux.clone(), config.server.write_timeout)
@@ -118,5 +131,24 @@ impl Reloader {
         let addresses = addresses.limited(settings.address_limits);
         (self.serving).replace(self.rooms.serve(settings, addresses));
         Ok(waiting)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Written;
+
+    #[test]
+    fn the_well_known_secret_does_not_come_to_an_open_address_later() {
+        let development = Config::from_written(&Written::default()).ok().unwrap();
+        let mut own = development.clone();
+        own.apps[0].keys[0].secret = crate::auth::Secret::new("my-secret");
+        for (address, is_open) in [("0.0.0.0:6001", true), ("127.0.0.1:6001", false)] {
+            let mut started_with = StartedWith::of(&own);
+            started_with.server.listen = address.parse().unwrap();
+            assert_eq!(started_with.admits(&development).is_err(), is_open);
+            assert!(started_with.admits(&own).is_ok());
+        }
     }
 }
