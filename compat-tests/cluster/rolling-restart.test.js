@@ -12,14 +12,13 @@ import { startNodes } from '../support/nodes.js';
 import { Api } from '../rest/api.js';
 import { APP as TEST_APP } from '../raw/peer.js';
 import { BAYEUX, KINDS, MOVING, isIn, startClient } from './fleet.js';
+import { startPublisher } from './publisher.js';
 
 const CONNECTIONS = Number(process.env.RAPTOR_CONNECTIONS ?? 160);
 const OTHERS = Number(process.env.RAPTOR_OTHERS ?? 20);
 /** Browsers are heavy. */
 const IN_PAGES_MAX = 40;
 const EVENTS_PER_SEC = Number(process.env.RAPTOR_EVENTS_PER_SEC ?? 100);
-const BATCH_EVENTS_MAX = 10;
-const PUBLISHES_AT_ONCE_MAX = 64;
 const IN_A_ROOM = 5;
 /** Long beside what the clients, all in this process, and their browsers take to notice on a busy machine. */
 const SPREAD_SECS = Number(process.env.RAPTOR_SPREAD_SECS ?? 6);
@@ -57,31 +56,8 @@ test('three nodes are restarted one after the other, no session is lost, and eve
   const told = clients.filter(({ kind }) => !MOVING.includes(kind));
   clients.forEach(({ transitions }) => transitions.splice(0));
 
-  const [api, rooms] = [new Api(proxy, APP), CONNECTIONS / IN_A_ROOM];
-  const accepted = Array.from({ length: rooms }, () => []);
-  let [sent, refused, publishing] = [0, 0, true];
-  const pending = new Set();
-  /** Each is `[room, data]`. */
-  async function publish(events) {
-    sent += events.length;
-    const batch = events.map(([room, data]) => ({ channel: `room-${room}`, name: 'said', data }));
-    const { status } = await api.post('/batch_events', { batch }).catch(() => ({ status: undefined }));
-    if (status !== 200) refused += events.length;
-    else for (const [room, data] of events) accepted[room].push(data);
-  }
-  const begun = Date.now();
-  const traffic = (async () => {
-    while (publishing) {
-      const due = Math.floor(((Date.now() - begun) / 1000) * EVENTS_PER_SEC) - sent;
-      const events = Array.from({ length: Math.min(due, BATCH_EVENTS_MAX) }, (_, n) => [(sent + n) % rooms, sent + n]);
-      if (events.length > 0) {
-        const call = publish(events).finally(() => pending.delete(call));
-        pending.add(call);
-      }
-      if (pending.size >= PUBLISHES_AT_ONCE_MAX) await Promise.race(pending);
-      else if (due <= BATCH_EVENTS_MAX) await sleep(5);
-    }
-  })();
+  const rooms = CONNECTIONS / IN_A_ROOM;
+  const publisher = startPublisher(proxy, APP, { rooms, eventsPerSec: EVENTS_PER_SEC });
 
   for (const [n, node] of proxy.nodes.entries()) {
     clients.forEach((client) => { client.left = null; });
@@ -100,12 +76,11 @@ test('three nodes are restarted one after the other, no session is lost, and eve
     context.diagnostic(`node ${n}: ${took.length} clients left it, ${shares}; all were back ${Date.now() - begin} ms after its SIGTERM`);
     await sleep(2_200); // the load balancer finds out that it is there again
   }
-  publishing = false;
-  await traffic;
-  await Promise.all(pending);
-  const rate = sent / ((Date.now() - begun) / 1000);
+  const { sent, refused, secs, accepted } = await publisher.stop();
+  const rate = sent / secs;
   assert.ok(rate > 0.9 * EVENTS_PER_SEC, `${rate.toFixed(0)} events a second were sent`);
-  for (let room = 0; room < rooms; room += 1) await publish([[room, `last of ${room}`]]);
+  const api = new Api(proxy, APP);
+  for (let room = 0; room < rooms; room += 1) await api.trigger(`room-${room}`, 'said', `last of ${room}`);
   assert.ok(refused <= sent * 0.01, `${refused} of ${sent} publishes failed`);
   const roomOf = ({ room }) => Number(room.slice('room-'.length));
   const silent = () => clients.filter((client) => !client.heard.includes(`last of ${roomOf(client)}`));
