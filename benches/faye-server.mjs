@@ -1,4 +1,4 @@
-// A Faye server as its documentation sets one up, for benches/faye.rs.
+// A Faye server as its documentation sets one up, for benches/compare.
 // Prints `listening on http://127.0.0.1:PORT`.
 
 import http from 'node:http';
