@@ -176,6 +176,21 @@ fn refusals_are_counted_and_told_in_the_servers_words() {
 }
 
 #[test]
+fn a_client_event_that_is_refused_is_no_loss_without_a_word() {
+    let echo = Echo {
+        pairs: 1,
+        // An app allows ten.
+        events_per_sec: 50,
+        secs: 1,
+        payload_bytes: 100,
+    };
+    let report = run(pusher(raptor()), Scenario::Echo(echo));
+    assert_eq!(report.failed, 1);
+    let first = report.first_failure.unwrap();
+    assert!(first.contains("4301"), "{first}");
+}
+
+#[test]
 fn a_scenario_that_a_protocol_has_not_is_no_report() {
     let bench = Bench {
         target: pusher("127.0.0.1:9".parse().unwrap()),
