@@ -55,6 +55,9 @@ async fn serve(settings: Result<Written, Problem>) -> Result<(), String> {
     // Asked for before anybody can know of the server, so that no signal ends it unprepared.
     let shutdown = shutdown_signal().map_err(|error| format!("cannot await signals: {error}"))?;
     let server = Server::start(config.clone()).await.map_err(cannot_start)?;
+    // Before it is said that the server is there: a SIGHUP that nobody awaits ends the process.
+    reload_on_hangup(server.reloader(), logs)
+        .map_err(|error| format!("cannot await signals: {error}"))?;
     let address = server.address().map_err(cannot_listen)?;
     // With the audit log on standard output nothing else is there.
     let say = match config.log.audit {
@@ -71,8 +74,6 @@ async fn serve(settings: Result<Written, Problem>) -> Result<(), String> {
     if let Some(address) = server.metrics_address().map_err(cannot_listen)? {
         say(format!("\nMetrics are at http://{address}/metrics"));
     }
-    reload_on_hangup(server.reloader(), logs)
-        .map_err(|error| format!("cannot await signals: {error}"))?;
     audit::server("start");
     // Not on this thread: connections are accepted where they are served, which spares waking
     // another thread for each.
