@@ -220,12 +220,17 @@ fn is_exposed(address: SocketAddr) -> bool {
     !address.ip().to_canonical().is_loopback()
 }
 
+/// Whether it is the development app's.
+pub fn is_well_known(secret: &Secret) -> bool {
+    let signature = Secret::new(DEVELOPMENT_APP_SECRET).sign(b"");
+    secret.verify(b"", &signature)
+}
+
 impl Config {
     /// Whether an app has the development app's secret.
     pub fn has_well_known_secret(&self) -> bool {
-        let signature = Secret::new(DEVELOPMENT_APP_SECRET).sign(b"");
         let mut keys = self.apps.iter().flat_map(|app| &app.keys);
-        keys.any(|key| key.secret.verify(b"", &signature))
+        keys.any(|key| is_well_known(&key.secret))
     }
 }
 

@@ -11,10 +11,8 @@ use super::encoding::Bayeux;
 use super::extensions::Unacknowledged;
 use crate::apps::App;
 use crate::broker::{Admission, Broker, Cache, Held, Membership, Welcome};
-use crate::hub::{
-    Acknowledgement, Closing, Expansion, Frame, MemberLimitReached, Outbox, Subscriber,
-};
-use crate::metrics::{CUT_OFFS, CutOff};
+use crate::hub::{Acknowledgement, Expansion, Frame, MemberLimitReached, Outbox, Subscriber};
+use crate::metrics::CutOff;
 use crate::model::{ChannelName, Member, SessionFactKind, SocketId};
 use crate::rate::Rate;
 use crate::transport::session::Session;
@@ -146,8 +144,8 @@ impl Client {
         };
         let mut sent = lock(sent);
         let (batch, frames) = sent.next_batch(new);
-        if sent.len() > frames_max && self.outbox.close(Closing::Slow) {
-            CUT_OFFS.count(CutOff::SlowConsumer);
+        if sent.len() > frames_max {
+            self.outbox.cut_off(CutOff::SlowConsumer);
         }
         (Some(batch), frames)
     }

@@ -84,9 +84,7 @@ impl Admissions {
             if left <= bytes_max {
                 break;
             }
-            if outbox.close(Closing::Slow) {
-                CUT_OFFS.count(CutOff::OutboxMemory);
-            }
+            outbox.cut_off(CutOff::OutboxMemory);
             left -= bytes;
         }
         left

@@ -6,10 +6,9 @@ use std::sync::Arc;
 use super::audience::{Audience, Parcel};
 use super::presence::Presence;
 use super::{
-    Acknowledgement, Arrival, Closing, Departure, Holding, MemberLimitReached, Occupancy,
-    Subscriber,
+    Acknowledgement, Arrival, Departure, Holding, MemberLimitReached, Occupancy, Subscriber,
 };
-use crate::metrics::{CUT_OFFS, CutOff};
+use crate::metrics::CutOff;
 use crate::model::{Body, Event, Member, SocketId};
 
 /// What may come for one subscriber before its acknowledgement.
@@ -139,10 +138,9 @@ impl Channel {
             }
             if held.len() < HELD_EVENTS_MAX {
                 held.push(event.clone());
-            } else if let Some(subscription) = self.subscriptions.get(id)
-                && subscription.subscriber.outbox.close(Closing::Slow)
-            {
-                CUT_OFFS.count(CutOff::SlowConsumer);
+            } else if let Some(subscription) = self.subscriptions.get(id) {
+                let outbox = &subscription.subscriber.outbox;
+                outbox.cut_off(CutOff::SlowConsumer);
             }
         }
     }

@@ -164,6 +164,13 @@ impl Outbox {
         was_open
     }
 
+    /// Closes it as slow, and counts why if it was open until now.
+    pub fn cut_off(&self, cause: CutOff) {
+        if self.close(Closing::Slow) {
+            CUT_OFFS.count(cause);
+        }
+    }
+
     /// For the owner, when all that it took before is written: waits for frames and moves them
     /// to the empty `batch`. `Err` once it is closed and nothing is left.
     pub fn poll_take(
