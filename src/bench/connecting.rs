@@ -9,7 +9,6 @@ use super::publishing::{Failures, open_all, watch};
 use super::report::Report;
 use super::subscriber::{Subscriber, Transport};
 use super::tally::{Faults, Tally, lock};
-use super::target::Protocol;
 use super::{BenchError, Stage};
 
 /// After the last connection, until the server's memory is looked at.
@@ -31,8 +30,8 @@ impl Idle {
         let open = |nth: usize| {
             let (target, tally) = (target.clone(), tally.clone());
             let name = match self.one_channel {
-                true => "bench-idle".to_owned(),
-                false => format!("bench-idle-{nth}"),
+                true => "idle".to_owned(),
+                false => format!("idle-{nth}"),
             };
             async move {
                 let channel = target.channel(&name);
@@ -78,10 +77,7 @@ impl Storm {
     pub(super) async fn run(self, stage: &Stage, report: &mut Report) -> Result<(), BenchError> {
         let tally = Tally::new(1);
         let failures = Arc::new(Failures::default());
-        let channel = match stage.target.protocol {
-            Protocol::Pusher(_) => "private-bench".to_owned(),
-            Protocol::Bayeux(_) => "/bench-storm".to_owned(),
-        };
+        let channel = stage.target.private_channel("storm");
         let resident_before = stage.resident_kib();
         let (cpu_before, started) = (stage.cpu_secs(), Instant::now());
         let turn = Arc::new(AtomicUsize::new(0));

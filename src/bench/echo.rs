@@ -40,7 +40,7 @@ impl Echo {
             async move {
                 let (dues, receiver) = mpsc::unbounded_channel();
                 let speaker = Speaker::open(&target, pair).await?;
-                let channel = channel(&target, pair);
+                let channel = target.private_channel(&pair.to_string());
                 let hearer = Subscriber::open(&target, Transport::WebSocket, &channel).await?;
                 let ear = tally.listen(pair);
                 tokio::spawn(hearer.listen(tally.clone(), ear));
@@ -88,13 +88,6 @@ impl Echo {
     }
 }
 
-fn channel(target: &Target, pair: usize) -> String {
-    match target.protocol {
-        Protocol::Pusher(_) => format!("private-bench-{pair}"),
-        Protocol::Bayeux(_) => format!("/bench-{pair}"),
-    }
-}
-
 struct Speaker {
     socket: WebSocket,
     pair: usize,
@@ -105,7 +98,7 @@ struct Speaker {
 
 impl Speaker {
     async fn open(target: &Target, pair: usize) -> Result<Self, Failure> {
-        let channel = channel(target, pair);
+        let channel = target.private_channel(&pair.to_string());
         match &target.protocol {
             Protocol::Pusher(app) => {
                 let (mut socket, id) = pusher_socket(target).await?;

@@ -52,7 +52,7 @@ impl Publishing {
             return Err(BenchError::NotIn("Pusher's protocol"));
         }
         let tally = Tally::new(self.channels);
-        let names = (0..self.channels).map(|n| stage.target.channel(&format!("bench-{n}")));
+        let names = (0..self.channels).map(|n| stage.target.channel(&n.to_string()));
         let names: Arc<Vec<String>> = Arc::new(names.collect());
         let resident_before = stage.resident_kib();
         self.subscribe(stage, transport, &tally, &names).await?;

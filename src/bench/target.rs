@@ -119,11 +119,22 @@ impl Target {
         }
     }
 
-    /// As channels are named on the wire.
+    /// As a channel is named on the wire. No other run has it: Bayeux sessions of one that ended live
+    /// on for a while, and would have their share of what is published.
     pub fn channel(&self, name: &str) -> String {
+        let name = format!("bench-{}-{name}", std::process::id());
         match self.protocol {
-            Protocol::Pusher(_) => name.to_owned(),
+            Protocol::Pusher(_) => name,
             Protocol::Bayeux(_) => format!("/{name}"),
+        }
+    }
+
+    /// As [`Target::channel`]. Where there are private channels it is one.
+    pub fn private_channel(&self, name: &str) -> String {
+        let channel = self.channel(name);
+        match self.protocol {
+            Protocol::Pusher(_) => format!("private-{channel}"),
+            Protocol::Bayeux(_) => channel,
         }
     }
 
