@@ -39,8 +39,8 @@ impl Echo {
             let (speakers, payload_bytes) = (speakers.clone(), self.payload_bytes);
             async move {
                 let (dues, receiver) = mpsc::unbounded_channel();
-                let speaker = Speaker::open(&target, pair).await?;
                 let channel = target.private_channel(&pair.to_string());
+                let speaker = Speaker::open(&target, pair, &channel).await?;
                 let hearer = Subscriber::open(&target, Transport::WebSocket, &channel).await?;
                 let ear = tally.listen(pair);
                 tokio::spawn(hearer.listen(tally.clone(), ear));
@@ -97,12 +97,11 @@ struct Speaker {
 }
 
 impl Speaker {
-    async fn open(target: &Target, pair: usize) -> Result<Self, Failure> {
-        let channel = target.private_channel(&pair.to_string());
+    async fn open(target: &Target, pair: usize, channel: &str) -> Result<Self, Failure> {
         match &target.protocol {
             Protocol::Pusher(app) => {
                 let (mut socket, id) = pusher_socket(target).await?;
-                pusher_subscribe_signed(&mut socket, app, (&id, &channel), None).await?;
+                pusher_subscribe_signed(&mut socket, app, (&id, channel), None).await?;
                 let before = format!(r#"{{"event":"client-bench","channel":"{channel}","data":""#);
                 Ok(Self {
                     socket,
