@@ -15,7 +15,7 @@ use crate::hub::{Acknowledgement, Expansion, Frame, MemberLimitReached, Outbox, 
 use crate::metrics::CutOff;
 use crate::model::{ChannelName, Member, SessionFactKind, SocketId};
 use crate::rate::Rate;
-use crate::transport::session::Session;
+use crate::transport::session::{Carrier, Session};
 
 pub type ClientSession = Arc<Session<Client>>;
 
@@ -123,26 +123,38 @@ impl Client {
         *lock(&self.active_at)
     }
 
-    /// A connect says that it has received everything up to this batch. Whether nothing is left
-    /// that has to be sent again.
-    pub fn acknowledge(&self, batch: Option<u64>) -> bool {
-        match &self.unacknowledged {
-            Some(sent) => lock(sent).acknowledge(batch.unwrap_or(0)),
-            None => true,
+    /// A connect says that it has received everything up to this batch.
+    pub fn acknowledge(&self, batch: Option<u64>) {
+        if let Some(sent) = &self.unacknowledged {
+            lock(sent).acknowledge(batch.unwrap_or(0));
         }
     }
 
-    /// What goes out with a connect reply, and its number if the client wants one. More than
-    /// `frames_max` without acknowledgement, and the session is too slow.
+    /// Whether something has to be sent again. To be asked by whoever is the newest carrier: before,
+    /// another may still be sending.
+    pub fn has_lost(&self) -> bool {
+        let sent = self.unacknowledged.as_ref();
+        sent.is_some_and(|sent| lock(sent).len() > 0)
+    }
+
+    /// What goes out with a connect reply, and its number if the client wants one: then `new`, which
+    /// `carrier` took, is kept here until it is acknowledged and needs no other care. More than
+    /// `frames_max` of it, and the session is too slow.
     pub fn next_batch(
         &self,
-        new: VecDeque<Frame>,
+        carrier: &Carrier<Client>,
+        mut new: VecDeque<Frame>,
         frames_max: usize,
     ) -> (Option<u64>, VecDeque<Frame>) {
         let Some(sent) = &self.unacknowledged else {
             return (None, new);
         };
+        // Locked before: a newer carrier must find here what it does not find in the queue.
         let mut sent = lock(sent);
+        if !carrier.hand_over() {
+            // A newer one has it.
+            new.clear();
+        }
         let (batch, frames) = sent.next_batch(new);
         if sent.len() > frames_max {
             self.outbox.cut_off(CutOff::SlowConsumer);

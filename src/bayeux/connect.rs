@@ -87,11 +87,8 @@ impl Site {
             };
             return Connected::Now(request.accepted(&heartbeat, None));
         }
-        // What was lost is sent again at once.
-        let wanted = match session.client.acknowledge(acknowledged(&request.ext)) {
-            true => request.hold_ms.map(Duration::from_millis),
-            false => Some(Duration::ZERO),
-        };
+        session.client.acknowledge(acknowledged(&request.ext));
+        let wanted = request.hold_ms.map(Duration::from_millis);
         Connected::Later(Connecting {
             held: Waiting {
                 session_id: session.id.clone(),
@@ -139,6 +136,9 @@ impl Site {
         }
         let gathers_until = gathers_until(&session);
         let carrier = session.attach(Vehicle::Poll);
+        if session.client.has_lost() {
+            hold = Duration::ZERO;
+        }
         if hold > GATHER {
             tokio::time::sleep_until(gathers_until).await;
         }
@@ -154,13 +154,9 @@ impl Site {
                 carrier: None,
             };
         }
-        let (reply, events) = self.accepted(&session, &held, &advice, events);
+        let (reply, events) = self.accepted(&carrier, &held, &advice, events);
         drop(counted);
-        // What is kept until it is acknowledged needs no other care.
         let is_kept = session.client.unacknowledged.is_some();
-        if is_kept {
-            carrier.written();
-        }
         let carrier = Some(carrier).filter(|_| !events.is_empty() && !is_kept);
         Polled {
             reply,
@@ -169,17 +165,19 @@ impl Site {
         }
     }
 
-    /// The reply to a connect that ends as it should, and all that follows it.
+    /// The reply to a connect that ends as it should, and all that follows it: `events`, which
+    /// `carrier` took, and what has to be sent again.
     pub(super) fn accepted(
         &self,
-        session: &ClientSession,
+        carrier: &Carrier<Client>,
         held: &Waiting,
         advice: &Advice,
         events: VecDeque<Frame>,
     ) -> (String, VecDeque<Frame>) {
+        let session = &carrier.session;
         session.touch();
         let frames_max = self.settings.limits.queue_messages_max;
-        let (batch, events) = session.client.next_batch(events, frames_max);
+        let (batch, events) = session.client.next_batch(carrier, events, frames_max);
         (held.accepted(advice, batch), events)
     }
 

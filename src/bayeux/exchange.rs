@@ -82,20 +82,25 @@ impl Site {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+    use std::future::poll_fn;
     use std::time::Duration;
 
     use serde_json::Value;
     use tokio::sync::mpsc::Receiver;
+    use tokio::time::Instant;
 
+    use super::super::client::Client;
     use super::super::site::Front;
     use super::*;
     use crate::apps::AppRegistry;
     use crate::backend::{FactSink, Memory, Wanted, fact_queue};
     use crate::broker::Broker;
     use crate::config::Config;
-    use crate::hub::Hub;
+    use crate::hub::{Frame, Hub};
     use crate::model::Fact;
     use crate::model::ids::IdSource;
+    use crate::transport::session::{Carrier, Vehicle};
     use crate::transport::writer::Flushers;
     use crate::wire::bayeux::parse;
 
@@ -212,6 +217,55 @@ mod tests {
         );
         setup.send(r#"{"channel":"/a","data":null}"#).await;
         assert_eq!(setup.told(), [("publish /a null".to_owned(), false)]);
+    }
+
+    /// The client has given a poll up and comes anew, in the moment in which that one has taken what
+    /// there is.
+    #[tokio::test(start_paused = true)]
+    async fn what_two_polls_take_is_sent_by_the_newer_alone() {
+        let setup = setup();
+        let (site, _) = setup.front.site("/faye").unwrap();
+        let sender = Sender {
+            address: LOCALHOST.into(),
+            headers: ShownHeaders::default(),
+        };
+        let replies = setup
+            .send(r#"{"channel":"/meta/handshake","version":"1.0","supportedConnectionTypes":["long-polling"],"ext":{"ack":true}}"#)
+            .await;
+        let id = replies[0]["clientId"].as_str().unwrap();
+        let connect = async |ack: u32| {
+            let text = format!(
+                r#"{{"channel":"/meta/connect","clientId":"{id}","connectionType":"long-polling","ext":{{"ack":{ack}}}}}"#
+            );
+            let mut answers = site.answer(&parse(&text, 1).unwrap(), &sender).await;
+            answers.connects.pop().unwrap()
+        };
+        let take = async |carrier: &Carrier<Client>, events: &mut VecDeque<Frame>| {
+            poll_fn(|cx| carrier.poll_take(cx, events)).await
+        };
+        let (given_up, newer) = (connect(0).await, connect(0).await);
+        let session = &given_up.session;
+        session.client.push(Frame::from("1".to_owned()));
+
+        let old = session.attach(Vehicle::Poll);
+        let mut events = VecDeque::new();
+        take(&old, &mut events).await.unwrap();
+        let new = session.attach(Vehicle::Poll);
+        let advice = site.advice();
+        let (_, events) = site.accepted(&old, &given_up.held, &advice, events);
+        assert!(events.is_empty());
+
+        let mut events = VecDeque::new();
+        take(&new, &mut events).await.unwrap();
+        let (_, events) = site.accepted(&new, &newer.held, &advice, events);
+        assert_eq!(events, [Frame::from("1".to_owned())]);
+        drop(new);
+
+        // That reply is lost as well, and what it brought comes at once.
+        let began = Instant::now();
+        let polled = site.poll(connect(1).await, None).await;
+        assert_eq!(polled.events, [Frame::from("1".to_owned())]);
+        assert_eq!(began.elapsed(), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]

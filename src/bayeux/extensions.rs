@@ -25,12 +25,11 @@ pub struct Unacknowledged {
 }
 
 impl Unacknowledged {
-    /// Whether nothing is left to be sent again.
-    pub fn acknowledge(&mut self, batch: u64) -> bool {
+    /// All up to this batch has arrived; the rest has to be sent again.
+    pub fn acknowledge(&mut self, batch: u64) {
         while self.sent.front().is_some_and(|(sent, _)| *sent <= batch) {
             self.sent.pop_front();
         }
-        self.sent.is_empty()
     }
 
     /// The number of the next batch and all that goes out with it: what was lost, then what is
@@ -120,19 +119,21 @@ mod tests {
     #[test]
     fn what_was_lost_goes_out_again_before_what_is_new() {
         let mut sent = Unacknowledged::default();
-        assert!(sent.acknowledge(0));
+        sent.acknowledge(0);
         assert_eq!(sent.next_batch(frames(&[])), (1, frames(&[])));
-        assert!(sent.acknowledge(1));
+        sent.acknowledge(1);
+        assert_eq!(sent.len(), 0);
         assert_eq!(
             sent.next_batch(frames(&["a", "b"])),
             (2, frames(&["a", "b"]))
         );
-        assert!(!sent.acknowledge(1));
+        sent.acknowledge(1);
+        assert_eq!(sent.len(), 2);
         assert_eq!(
             sent.next_batch(frames(&["c"])),
             (3, frames(&["a", "b", "c"]))
         );
-        assert!(sent.acknowledge(3));
+        sent.acknowledge(3);
         assert_eq!(sent.len(), 0);
     }
 

@@ -125,7 +125,7 @@ impl Outgoing {
         if let Some(bound) = &mut line.bound {
             bound.held = Some((held, Instant::now() + hold));
         }
-        if hold.is_zero() {
+        if hold.is_zero() || session.client.has_lost() {
             self.answer_held(&mut line, VecDeque::new());
         }
     }
@@ -135,15 +135,8 @@ impl Outgoing {
     fn answer_held(&self, line: &mut Line, events: VecDeque<Frame>) {
         let Some(bound) = &mut line.bound else { return };
         if let Some((held, _)) = bound.held.take() {
-            let session = &bound.carrier.session;
-            let brings_events = !events.is_empty();
-            let (reply, events) = self
-                .site
-                .accepted(session, &held, &self.site.advice(), events);
-            // What is kept until it is acknowledged needs no other care.
-            if brings_events {
-                bound.carrier.written();
-            }
+            let advice = self.site.advice();
+            let (reply, events) = self.site.accepted(&bound.carrier, &held, &advice, events);
             let messages = [reply.as_str()].into_iter();
             line.reply(messages.chain(events.iter().map(message_of)));
         }

@@ -559,9 +559,15 @@ impl<T> Carrier<T> {
 
     /// All that was taken is written.
     pub fn written(&self) {
+        self.hand_over();
+    }
+
+    /// From now on the caller cares for all that was taken. `false` if there is nothing, or a newer
+    /// carrier has it.
+    pub fn hand_over(&self) -> bool {
         let mut state = self.session.state();
         if !self.settle(&mut state) {
-            return;
+            return false;
         }
         if state.in_flight.is_empty() {
             self.session.outbox.written();
@@ -571,6 +577,7 @@ impl<T> Carrier<T> {
         if is_waited_for {
             self.session.outbox.wake();
         }
+        true
     }
 
     /// What was handed out is written. Whether anything was. The outbox is not told: the next look
@@ -755,11 +762,11 @@ mod tests {
         let new = session.attach(Vehicle::Poll);
         assert_eq!(take(&new).await.unwrap(), ["1"]);
         // Too late to say so, or to give it back.
-        old.written();
+        assert!(!old.hand_over());
         assert_eq!(take(&old).await, Err(Parted::Superseded));
         drop(old);
         assert_eq!(session.carried_by(), Some(Vehicle::Poll));
-        new.written();
+        assert!(new.hand_over());
         push(&session, &["2"]);
         assert_eq!(take(&new).await.unwrap(), ["2"]);
     }
