@@ -39,8 +39,8 @@ use crate::wire::websocket::push_text;
 const WRITE_BYTES: usize = 16 * 1024;
 /// Frames that come in such a short time after each other gather.
 const BURST: Duration = Duration::from_micros(200);
-/// After so many sockets a flusher lets other tasks run.
-const FLUSHES_BEFORE_YIELD: usize = 64;
+/// After so many sockets a flusher lets other tasks run: while publishers have their turn events gather.
+const FLUSHES_BEFORE_YIELD: usize = 16;
 
 /// What a socket is to send.
 pub trait Source: Send + 'static {
