@@ -109,7 +109,12 @@ mod tests {
         client_events: false,
     };
 
-    const LOCALHOST: std::net::Ipv4Addr = std::net::Ipv4Addr::LOCALHOST;
+    fn sender() -> Sender {
+        Sender {
+            address: std::net::Ipv4Addr::LOCALHOST.into(),
+            headers: ShownHeaders::default(),
+        }
+    }
 
     struct Setup {
         front: Front,
@@ -137,11 +142,7 @@ mod tests {
     impl Setup {
         async fn send(&self, text: &str) -> Vec<Value> {
             let (site, _) = self.front.site("/faye").unwrap();
-            let sender = Sender {
-                address: LOCALHOST.into(),
-                headers: ShownHeaders::default(),
-            };
-            let answers = site.answer(&parse(text, 100).unwrap(), &sender).await;
+            let answers = site.answer(&parse(text, 100).unwrap(), &sender()).await;
             let replies = answers.replies.iter();
             replies.map(|r| serde_json::from_str(r).unwrap()).collect()
         }
@@ -225,10 +226,6 @@ mod tests {
     async fn what_two_polls_take_is_sent_by_the_newer_alone() {
         let setup = setup();
         let (site, _) = setup.front.site("/faye").unwrap();
-        let sender = Sender {
-            address: LOCALHOST.into(),
-            headers: ShownHeaders::default(),
-        };
         let replies = setup
             .send(r#"{"channel":"/meta/handshake","version":"1.0","supportedConnectionTypes":["long-polling"],"ext":{"ack":true}}"#)
             .await;
@@ -237,7 +234,7 @@ mod tests {
             let text = format!(
                 r#"{{"channel":"/meta/connect","clientId":"{id}","connectionType":"long-polling","ext":{{"ack":{ack}}}}}"#
             );
-            let mut answers = site.answer(&parse(&text, 1).unwrap(), &sender).await;
+            let mut answers = site.answer(&parse(&text, 1).unwrap(), &sender()).await;
             answers.connects.pop().unwrap()
         };
         let take = async |carrier: &Carrier<Client>, events: &mut VecDeque<Frame>| {
