@@ -198,7 +198,9 @@ impl Server {
             let shown = peers.clone();
             status.show(move |page| shown.show(page));
             let passed_on = serving.clone();
-            let serve = move |request| passed_on.get().answer_passed_on(request);
+            let serve = move |request, peer, receipts: &_| {
+                passed_on.get().answer_passed_on(request, peer, receipts)
+            };
             peers.start(vec![bayeux, Arc::new(kept)], Box::new(serve));
         }
         let mut certificates = listeners
@@ -439,9 +441,8 @@ impl Rooms {
             clock: || since_1970().as_secs(),
         });
         let fallback = pusher::Fallback::start(pusher.clone(), &self.kept);
-        let (bayeux, status) = (self.bayeux.clone(), self.status.clone());
-        let routes = routes(pusher, fallback, bayeux, status);
-        Serving::new(settings, addresses, api, routes)
+        let routes = routes(pusher, fallback, self.status.clone());
+        Serving::new(settings, addresses, api, self.bayeux.clone(), routes)
     }
 }
 

@@ -33,7 +33,7 @@ const COMMENT_EVERY: Duration = Duration::from_secs(10);
 /// The session is named by the last segment of the path; nothing else is needed to attach it. A
 /// session that is not there is answered in the one way that keeps browsers from asking again.
 pub async fn answer(request: &Request) -> Response {
-    let id = request.below.rsplit('/').next().unwrap_or_default();
+    let id = request.below().rsplit('/').next().unwrap_or_default();
     let mut tries = Tries::default();
     let session = loop {
         match request.site.visit_one(id).await {

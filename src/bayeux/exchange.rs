@@ -91,6 +91,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::super::client::Client;
+    use super::super::http::Mounted;
     use super::super::site::Front;
     use super::*;
     use crate::apps::AppRegistry;
@@ -141,7 +142,7 @@ mod tests {
 
     impl Setup {
         async fn send(&self, text: &str) -> Vec<Value> {
-            let (site, _) = self.front.site("/faye").unwrap();
+            let Mounted { site, .. } = self.front.mounted("/faye").unwrap();
             let answers = site.answer(&parse(text, 100).unwrap(), &sender()).await;
             let replies = answers.replies.iter();
             replies.map(|r| serde_json::from_str(r).unwrap()).collect()
@@ -225,7 +226,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_two_polls_take_is_sent_by_the_newer_alone() {
         let setup = setup();
-        let (site, _) = setup.front.site("/faye").unwrap();
+        let Mounted { site, .. } = setup.front.mounted("/faye").unwrap();
         let replies = setup
             .send(r#"{"channel":"/meta/handshake","version":"1.0","supportedConnectionTypes":["long-polling"],"ext":{"ack":true}}"#)
             .await;

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 
 use bytes::Buf;
+use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use futures_util::{Stream, StreamExt};
-use hyper::upgrade::OnUpgrade;
+use http_body_util::BodyDataStream;
+use hyper::body::Body;
 use warp::http::header::{
     ACCEPT, ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS,
     ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE,
@@ -14,17 +15,16 @@ use warp::http::header::{
     CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, ORIGIN, SET_COOKIE,
     TRANSFER_ENCODING, VARY, X_CONTENT_TYPE_OPTIONS,
 };
-use warp::http::{HeaderMap, Method, StatusCode};
-use warp::path::FullPath;
+use warp::http::request::Parts;
+use warp::http::{self, HeaderMap, Method, StatusCode};
 use warp::reply::Response;
-use warp::{Filter, Rejection};
 
 use super::browsers::BrowserId;
 use super::connect::Polled;
 use super::encoding::message_of;
 use super::exchange::{Answers, Sender};
 use super::moving::HOUSE;
-use super::site::{Front, Site};
+use super::site::Site;
 use super::{event_source, files, websocket};
 use crate::audit;
 use crate::metrics::{CUT_OFFS, CutOff};
@@ -42,56 +42,10 @@ use crate::wire::bayeux::{join, parse_all};
 /// A request to a site, without its body.
 pub struct Request {
     pub site: Arc<Site>,
-    pub path: String,
-    /// What follows the mount.
-    pub below: String,
-    pub method: Method,
-    pub query: String,
-    pub headers: HeaderMap,
+    pub parts: Parts,
+    pub mount_bytes: usize,
     pub peer: Peer,
     pub receipts: Receipts,
-    pub on_upgrade: Option<OnUpgrade>,
-    pub is_passed_on: bool,
-}
-
-/// Every path below a mount. Rejects all others.
-pub fn routes(
-    front: Arc<Front>,
-) -> impl Filter<Extract = (Response,), Error = Rejection, Future: Send> + Clone + Send + Sync {
-    let site = warp::path::full().and_then(move |path: FullPath| {
-        let found = front.site(path.as_str());
-        let found = found.map(|(site, below)| {
-            let path = path.as_str().to_owned();
-            (site, below.to_owned(), path)
-        });
-        std::future::ready(found.ok_or_else(warp::reject::not_found))
-    });
-    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
-    let request = site
-        .and(warp::method())
-        .and(query)
-        .and(warp::header::headers_cloned())
-        .and(warp::ext::get::<Peer>())
-        .and(warp::ext::get::<Receipts>())
-        .and(warp::ext::optional::<OnUpgrade>())
-        .and(warp::ext::optional::<PassedOn>())
-        .map(
-            |(site, below, path), method, query, headers, peer, receipts, on_upgrade, passed_on| {
-                Request {
-                    site,
-                    path,
-                    below,
-                    method,
-                    query,
-                    headers,
-                    peer,
-                    receipts,
-                    on_upgrade,
-                    is_passed_on: Option::<PassedOn>::is_some(&passed_on),
-                }
-            },
-        );
-    request.and(warp::body::stream()).then(answer)
 }
 
 /// First segments of other front ends' paths: no mount's, even if it is the root.
@@ -117,15 +71,36 @@ pub fn below_mount<'p>(path: &'p str, mount: &str) -> Option<&'p str> {
     (below.is_empty() || below.starts_with('/') || is_extension()).then_some(below)
 }
 
-/// In the order in which Faye decides (3.1).
-async fn answer(
-    request: Request,
-    body: impl Stream<Item = Result<impl Buf, warp::Error>> + Send,
-) -> Response {
-    if request.below.ends_with(".js") || request.below.ends_with(".map") {
-        return files::answer(&request.below, &request.headers);
+/// A mount of a site, which a path begins with.
+pub struct Mounted {
+    pub site: Arc<Site>,
+    pub mount_bytes: usize,
+}
+
+/// Answers a request to a path that begins with a mount, in the order in which Faye decides (3.1).
+/// This is no table of warp's, like the HTTP API: by such requests whoever has no socket publishes.
+pub async fn answer<B>(
+    at: Mounted,
+    request: http::Request<B>,
+    peer: Peer,
+    receipts: Receipts,
+) -> Response
+where
+    B: Body<Data: Buf>,
+{
+    let (parts, body) = request.into_parts();
+    let request = Request {
+        site: at.site,
+        parts,
+        mount_bytes: at.mount_bytes,
+        peer,
+        receipts,
+    };
+    let below = request.below();
+    let headers = &request.parts.headers;
+    if below.ends_with(".js") || below.ends_with(".map") {
+        return files::answer(below, headers);
     }
-    let headers = &request.headers;
     let cors = cors_headers(headers);
     if let Some(refusal) = request.refusal() {
         return with_headers(refusal, cors);
@@ -134,14 +109,14 @@ async fn answer(
         return websocket::answer(request);
     }
     let asks_for_post = (headers.get(ACCESS_CONTROL_REQUEST_METHOD)).is_some_and(|m| m == "POST");
-    let response = match request.method {
+    let response = match request.parts.method {
         Method::OPTIONS => preflight(headers),
         _ if asks_for_post => preflight(headers),
         Method::GET if accepts_event_stream(headers) => event_source::answer(&request).await,
         Method::GET => callback_polling(&request).await,
         Method::POST => {
             let bytes_max = request.site.settings.limits.request_bytes_max;
-            match read_body(headers, body, bytes_max).await {
+            match read_body(headers, BodyDataStream::new(body), bytes_max).await {
                 Ok(body) => long_polling(&request, body).await,
                 Err(BodyError::TooLarge) => {
                     text(StatusCode::PAYLOAD_TOO_LARGE, "Request body too large")
@@ -155,6 +130,11 @@ async fn answer(
 }
 
 impl Request {
+    /// What follows the mount.
+    pub(super) fn below(&self) -> &str {
+        &self.parts.uri.path()[self.mount_bytes..]
+    }
+
     /// Has it answered where its session is. `texts` hold the messages of its body. `None` if it is
     /// to be looked for again.
     pub(super) async fn pass_on(
@@ -163,7 +143,7 @@ impl Request {
         texts: &[String],
         tries: &mut Tries,
     ) -> Option<Response> {
-        if self.is_passed_on {
+        if self.parts.extensions.get::<PassedOn>().is_some() {
             return Some(misdirected());
         }
         let (Some(peers), Elsewhere::Node(node, id)) = (&self.site.peers, elsewhere) else {
@@ -172,10 +152,11 @@ impl Request {
         if !tries.one_more().await {
             return Some(unavailable());
         }
-        let mut headers = self.headers.clone();
+        let Parts { method, uri, .. } = &self.parts;
+        let mut headers = self.parts.headers.clone();
         headers.remove(CONTENT_LENGTH);
         headers.remove(TRANSFER_ENCODING);
-        let body = match (&self.method, texts) {
+        let body = match (method, texts) {
             (&Method::GET, _) => String::new(),
             (_, [text]) => {
                 let json = HeaderValue::from_static("application/json");
@@ -184,15 +165,14 @@ impl Request {
             }
             _ => write_form(texts),
         };
-        let target = match &*self.query {
-            "" => self.path.clone(),
-            query => format!("{}?{query}", self.path),
-        };
+        let target = uri
+            .path_and_query()
+            .map_or(uri.path(), |both| both.as_str());
         let relayed = Relayed {
             house: HOUSE,
             id,
-            method: &self.method,
-            target,
+            method,
+            target: target.to_owned(),
             headers: &headers,
             body: body.as_bytes(),
             peer: self.peer,
@@ -205,7 +185,7 @@ impl Request {
     /// requests without are covered by tokens (3.4).
     fn refusal(&self) -> Option<Response> {
         let app = self.site.app()?;
-        let origin = self.headers.get(ORIGIN);
+        let origin = self.parts.headers.get(ORIGIN);
         let origin = origin.map(|origin| origin.to_str().unwrap_or_default());
         let stranger = audit::Stranger {
             app: Some(&app.id),
@@ -231,7 +211,7 @@ impl Request {
 
 /// The messages are the whole body, or the fields `message` of a form (3.2).
 async fn long_polling(request: &Request, body: Vec<u8>) -> Response {
-    let content_type = request.headers.get(CONTENT_TYPE);
+    let content_type = request.parts.headers.get(CONTENT_TYPE);
     let content_type = content_type.and_then(|given| given.to_str().ok());
     let texts = if is_json_type(content_type) {
         let Ok(text) = String::from_utf8(body) else {
@@ -248,7 +228,8 @@ async fn long_polling(request: &Request, body: Vec<u8>) -> Response {
 }
 
 async fn callback_polling(request: &Request) -> Response {
-    let Ok(Form { messages, jsonp }) = parse_form(request.query.as_bytes()) else {
+    let query = request.parts.uri.query().unwrap_or_default();
+    let Ok(Form { messages, jsonp }) = parse_form(query.as_bytes()) else {
         return bad_request();
     };
     let callback = jsonp.unwrap_or_else(|| DEFAULT_CALLBACK.to_owned());
@@ -265,7 +246,7 @@ async fn respond(request: &Request, mut texts: Vec<String>, callback: Option<&st
     let site = &request.site;
     let sender = Sender {
         address: request.peer.address,
-        headers: site.shown(&request.headers),
+        headers: site.shown(&request.parts.headers),
     };
     let mut tries = Tries::default();
     let answers = loop {
@@ -288,7 +269,7 @@ async fn respond(request: &Request, mut texts: Vec<String>, callback: Option<&st
     } = answers;
     let counts_browsers = site.settings.browser_polls_max.is_some();
     let browser = match counts_browsers {
-        true => BrowserId::of(&request.headers),
+        true => BrowserId::of(&request.parts.headers),
         false => None,
     };
     // In the order in which they end (2.10).

@@ -36,6 +36,6 @@ mod subscribe;
 mod transcripts;
 mod websocket;
 
-pub use http::{TAKEN, below_mount, routes};
+pub use http::{TAKEN, answer, below_mount};
 pub use settings::Settings;
 pub use site::Front;

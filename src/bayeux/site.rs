@@ -10,6 +10,7 @@ use warp::http::HeaderMap;
 use super::browsers::Browsers;
 use super::client::{Client, ClientSession};
 use super::exchange::Sender;
+use super::http::Mounted;
 use super::permission::{Permission, Question, ShownHeaders};
 use super::settings::Settings;
 use crate::apps::{App, AppRegistry, Limits};
@@ -148,15 +149,18 @@ impl Front {
         sites.find(|site| site.app_id.as_str() == app_id).cloned()
     }
 
-    /// The site at a path, with the path's rest: the longest mount counts.
-    pub(super) fn site<'p>(&self, path: &'p str) -> Option<(Arc<Site>, &'p str)> {
+    /// The mount that a path begins with: the longest counts.
+    pub fn mounted(&self, path: &str) -> Option<Mounted> {
         let sites = self.sites.read().unwrap_or_else(PoisonError::into_inner);
         let mounts = sites.iter().flat_map(|site| {
             let mounts = site.settings.mounts.iter();
             mounts.filter_map(move |mount| Some((site, super::below_mount(path, mount)?)))
         });
         let (site, rest) = mounts.min_by_key(|(_, rest)| rest.len())?;
-        Some((site.clone(), rest))
+        Some(Mounted {
+            site: site.clone(),
+            mount_bytes: path.len() - rest.len(),
+        })
     }
 }
 
@@ -213,7 +217,9 @@ impl Site {
     pub async fn ask(&self, app: &App, question: Question<'_>) -> Result<bool, BayeuxError> {
         match &self.permission {
             Some(permission) if permission.is_about(question.matter) => {
-                permission.check(app, question).await.map(|()| true)
+                // Boxed, because few messages need the room.
+                let decision = Box::pin(permission.check(app, question)).await;
+                decision.map(|()| true)
             }
             _ => Ok(false),
         }

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
+use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
 use warp::http::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use warp::reply::Response;
@@ -33,16 +34,17 @@ const LIMIT: Limit = Limit::ControlMessages;
 pub fn answer(request: Request) -> Response {
     let Request {
         site,
-        headers,
+        mut parts,
         peer,
-        on_upgrade,
         ..
     } = request;
+    let on_upgrade = parts.extensions.remove::<OnUpgrade>();
+    let headers = &parts.headers;
     let sender = Sender {
         address: peer.address,
-        headers: site.shown(&headers),
+        headers: site.shown(headers),
     };
-    let mut upgrade = match Upgrade::accept(&headers, on_upgrade) {
+    let mut upgrade = match Upgrade::accept(headers, on_upgrade) {
         Ok(upgrade) => upgrade,
         Err(refusal) => return *refusal,
     };

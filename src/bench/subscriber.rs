@@ -1,10 +1,16 @@
 //! Clients that connect, subscribe and listen.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
+
+use memchr::memmem::Finder;
 
 use super::client::{CLOSE, Failure, Http, PING, TEXT, WebSocket};
 use super::tally::{Ear, Tally};
 use super::target::{App, Protocol, Target};
+
+/// Looked for in every text, and much dearer to make than to use.
+static CONNECT: LazyLock<Finder> = LazyLock::new(|| Finder::new(b"/meta/connect"));
+static PUSHER_PING: LazyLock<Finder> = LazyLock::new(|| Finder::new(b"\"pusher:ping\""));
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
@@ -100,11 +106,11 @@ pub async fn hear(
         .frames(|frame| match frame.opcode {
             TEXT => {
                 let is_ours = take(frame.payload, *now.get_or_insert_with(&now_us));
-                let holds = |part: &[u8]| memchr::memmem::find(frame.payload, part).is_some();
+                let holds = |part: &Finder| part.find(frame.payload).is_some();
                 match client_id {
                     // Faye puts the answer and events into one frame.
-                    Some(_) => wants_connect |= holds(b"/meta/connect"),
-                    None => wants_pong |= !is_ours && holds(b"\"pusher:ping\""),
+                    Some(_) => wants_connect |= holds(&CONNECT),
+                    None => wants_pong |= !is_ours && holds(&PUSHER_PING),
                 }
             }
             PING => pings.push(frame.payload.to_vec()),

@@ -42,7 +42,9 @@ const WRITTEN_WITHIN: Duration = Duration::from_secs(20);
 
 /// Answers a request that another node passed on.
 pub type Serve = Box<
-    dyn Fn(Request<Full<Bytes>>) -> Pin<Box<dyn Future<Output = Response> + Send>> + Send + Sync,
+    dyn Fn(Request<Full<Bytes>>, Peer, &Receipts) -> Pin<Box<dyn Future<Output = Response> + Send>>
+        + Send
+        + Sync,
 >;
 
 /// In the extensions of a request that was passed on. It is not passed on again: the first node
@@ -138,14 +140,17 @@ impl Peers {
         body: Bytes,
     ) {
         let receipts = Receipts::default();
-        let (Some(serve), Some(request)) =
-            (self.serve.get(), request_of(head, body, receipts.clone()))
-        else {
+        let peer = Peer {
+            address: head.address,
+            secure: head.is_secure,
+            certified: head.is_certified,
+        };
+        let (Some(serve), Some(request)) = (self.serve.get(), request_of(head, body)) else {
             return;
         };
         // Nothing comes before the answer but that it is not wanted any more.
         let response = tokio::select! {
-            response = serve(request) => response,
+            response = serve(request, peer, &receipts) => response,
             _ = exchange.next() => return,
         };
         if response.status() == StatusCode::MISDIRECTED_REQUEST {
@@ -347,21 +352,13 @@ impl std::fmt::Display for BrokenOff {
     }
 }
 
-fn request_of(head: RequestHead, body: Bytes, receipts: Receipts) -> Option<Request<Full<Bytes>>> {
+fn request_of(head: RequestHead, body: Bytes) -> Option<Request<Full<Bytes>>> {
     let mut request = Request::builder()
         .method(head.method.as_str())
         .uri(head.target);
     for (name, value) in head.headers {
         request = request.header(name, value);
     }
-    let request = request
-        .extension(Peer {
-            address: head.address,
-            secure: head.is_secure,
-            certified: head.is_certified,
-        })
-        .extension(receipts)
-        .extension(PassedOn);
     request.body(Full::new(body)).ok()
 }
 

@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper::upgrade::OnUpgrade;
@@ -30,6 +30,7 @@ use super::Status;
 use super::live::Live;
 use crate::config::ServerSettings;
 use crate::metrics::{CUT_OFFS, CutOff, HTTP_ANSWERS, Limit};
+use crate::peers::PassedOn;
 use crate::rate::Rate;
 use crate::transport::http::{ControlMessages, text};
 use crate::transport::peer::{Addresses, Peer, Room, Seat};
@@ -52,6 +53,7 @@ pub struct Serving {
     pub settings: ServerSettings,
     pub addresses: Addresses,
     api: Arc<rest::Front>,
+    bayeux: Arc<bayeux::Front>,
     answer: Answer<Incoming>,
     answer_passed_on: Answer<Full<Bytes>>,
 }
@@ -75,11 +77,12 @@ type Answer<B> = Box<dyn Fn(Request<B>) -> Answering + Send + Sync>;
 type Answering = Pin<Box<dyn Future<Output = Response> + Send>>;
 
 impl Serving {
-    /// `routes` has an answer for everything but the HTTP API.
+    /// `routes` has an answer for everything but the HTTP API and Bayeux's mounts.
     pub fn new(
         settings: ServerSettings,
         addresses: Addresses,
         api: Arc<rest::Front>,
+        bayeux: Arc<bayeux::Front>,
         routes: impl Table,
     ) -> Self {
         let service = TowerToHyperService::new(warp::service(routes));
@@ -88,6 +91,7 @@ impl Serving {
             settings,
             addresses,
             api,
+            bayeux,
             answer: Box::new(move |request| answering(service.call(request))),
             answer_passed_on: Box::new(move |request| answering(passed_on.call(request))),
         }
@@ -106,19 +110,51 @@ impl Serving {
         if is_of_api && !is_one_too_many && !is_websocket_request(request.headers()) {
             return Box::pin(self.api.clone().answer(request, peer));
         }
-        let extensions = request.extensions_mut();
-        extensions.insert(peer);
-        extensions.insert(receipts.clone());
         if is_one_too_many {
-            extensions.insert(OneTooMany);
+            request.extensions_mut().insert(OneTooMany);
+            return by_table(&self.answer, request, peer, receipts);
         }
-        (self.answer)(request)
+        self.answer_by(&self.answer, request, peer, receipts)
     }
 
     /// Answers a request that another node passed on, after it was checked there.
-    pub fn answer_passed_on(&self, request: Request<Full<Bytes>>) -> Answering {
-        (self.answer_passed_on)(request)
+    pub fn answer_passed_on(
+        &self,
+        mut request: Request<Full<Bytes>>,
+        peer: Peer,
+        receipts: &Receipts,
+    ) -> Answering {
+        request.extensions_mut().insert(PassedOn);
+        self.answer_by(&self.answer_passed_on, request, peer, receipts)
     }
+
+    fn answer_by<B>(
+        &self,
+        table: &Answer<B>,
+        request: Request<B>,
+        peer: Peer,
+        receipts: &Receipts,
+    ) -> Answering
+    where
+        B: Body<Data: Buf + Send, Error: Send> + Send + 'static,
+    {
+        match self.bayeux.mounted(request.uri().path()) {
+            Some(at) => Box::pin(bayeux::answer(at, request, peer, receipts.clone())),
+            None => by_table(table, request, peer, receipts),
+        }
+    }
+}
+
+fn by_table<B>(
+    table: &Answer<B>,
+    mut request: Request<B>,
+    peer: Peer,
+    receipts: &Receipts,
+) -> Answering {
+    let extensions = request.extensions_mut();
+    extensions.insert(peer);
+    extensions.insert(receipts.clone());
+    table(request)
 }
 
 fn answering(
@@ -343,14 +379,13 @@ fn strip_prefix(request: &mut Request<Incoming>, prefix: &str) {
     }
 }
 
-/// What the HTTP API is below; no mount of Bayeux is.
+/// What the HTTP API is below.
 const API_PATHS: [&str; 2] = ["/apps/", "/users/"];
 
 /// The URL table of everything else.
 pub fn routes(
     pusher: Arc<pusher::Front>,
     fallback: Arc<pusher::Fallback>,
-    bayeux: Arc<bayeux::Front>,
     status: Arc<Status>,
 ) -> impl Table {
     let pusher = warp::any().map(move || pusher.clone());
@@ -403,8 +438,6 @@ pub fn routes(
     let nobodys = warp::any().map(|| text(StatusCode::NOT_FOUND, "NOT FOUND"));
     (too_many.or(app).unify())
         .or(pusher::routes(fallback))
-        .unify()
-        .or(bayeux::routes(bayeux))
         .unify()
         .or(nobodys_websocket)
         .unify()
