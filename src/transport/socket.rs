@@ -52,8 +52,16 @@ impl Socket {
         }
     }
 
+    /// Asks the kernel first: most sockets take what they are given, and what tokio keeps of each lies
+    /// elsewhere in memory.
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        either!(self, stream => stream.try_write(bytes))
+        match self.raw().send(bytes) {
+            // So that tokio learns of it, and tells when the socket takes more.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                either!(self, stream => stream.try_write(bytes))
+            }
+            outcome => outcome,
+        }
     }
 
     /// For what tokio has no name for.

@@ -42,6 +42,9 @@ const BURST: Duration = Duration::from_micros(200);
 /// After so many sockets a flusher lets other tasks run: while publishers have their turn events gather.
 const FLUSHES_BEFORE_YIELD: usize = 16;
 
+/// Sockets that came after each other and have the same flusher: they lie together in memory.
+const NEIGHBOURS: usize = 64;
+
 /// What a socket is to send.
 pub trait Source: Send + 'static {
     /// Waits for frames and encodes the first of them, until they are enough; all that was encoded
@@ -336,17 +339,15 @@ impl<S: Source> Wake for Writer<S> {
 /// What a flusher does for every kind of writer.
 trait Flush: Send + Sync {
     fn flush(self: Arc<Self>);
-    /// Flushing it has failed in a way that nobody foresaw.
-    fn give_up(&self);
 }
 
 impl<S: Source> Flush for Writer<S> {
+    /// All the other sockets of the flusher depend on it, whatever this one does.
     fn flush(self: Arc<Self>) {
-        Writer::flush(&self);
-    }
-
-    fn give_up(&self) {
-        self.state().stop(Stopped::Broken);
+        let flushed = catch_unwind(AssertUnwindSafe(|| Writer::flush(&self)));
+        if flushed.is_err() {
+            self.state().stop(Stopped::Broken);
+        }
     }
 }
 
@@ -383,7 +384,7 @@ impl Flushers {
     }
 
     fn next(&self) -> Arc<Flusher> {
-        let nth = self.next.fetch_add(1, Ordering::Relaxed);
+        let nth = self.next.fetch_add(1, Ordering::Relaxed) / NEIGHBOURS;
         self.flushers[nth % self.flushers.len()].clone()
     }
 }
@@ -436,11 +437,7 @@ async fn run(flusher: Arc<Flusher>) {
     let mut due = Vec::new();
     while poll_fn(|cx| flusher.poll_due(cx, &mut due)).await {
         for (nth, writer) in due.drain(..).enumerate() {
-            // All the other sockets of this flusher depend on it.
-            let flushed = catch_unwind(AssertUnwindSafe(|| writer.clone().flush()));
-            if flushed.is_err() {
-                writer.give_up();
-            }
+            writer.flush();
             if (nth + 1).is_multiple_of(FLUSHES_BEFORE_YIELD) {
                 tokio::task::yield_now().await;
             }
