@@ -289,6 +289,23 @@ test('sessions of a node that stops are offered again to one that could not take
   assert.deepEqual(got, ['still here']);
 });
 
+test('a socket waits for a session that is on its way to another node, whatever becomes of that', { timeout: 60_000 }, async () => {
+  const own = await startRedis();
+  const [leaving, busy, free] = await Promise.all([startNode(own), startNode(own), startNode(own)]);
+  const clients = await Promise.all(Array.from({ length: 8 }, () => session(leaving)));
+  process.kill(busy.pid, 'SIGSTOP');
+  const end = leaving.stop('SIGTERM', 20_000);
+  // Some of them are offered to the busy one first, for three seconds.
+  await sleep(900);
+  const sockets = await Promise.all(clients.map(() => socketTo(free)));
+  sockets.forEach((socket, n) => socket.send({ channel: '/meta/connect', clientId: clients[n].clientId, connectionType: 'websocket', advice: { timeout: 0 } }));
+  await until(() => sockets.every(({ messages }) => messages.length > 0), () => JSON.stringify(sockets.map(({ messages }) => messages)), 15_000);
+  assert.deepEqual(sockets.flatMap(({ messages }) => messages).filter(({ successful }) => !successful), []);
+  for (const socket of sockets) socket.close();
+  process.kill(busy.pid, 'SIGCONT');
+  assert.deepEqual(await end, { code: 0, signal: null });
+});
+
 test('a session that is held up, as it asks again and again, keeps no other from moving', { timeout: 60_000 }, async () => {
   const [leaving, staying] = await twoNodes();
   const [greedy, quiet, faye] = [clientOf(leaving), clientOf(leaving), await session(leaving)];

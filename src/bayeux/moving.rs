@@ -57,11 +57,15 @@ impl Site {
         }
     }
 
-    /// The same for a socket, which every session comes to.
-    pub(super) async fn bring(&self, messages: &[IncomingMessage<'_>]) -> Vec<Visit<Client>> {
+    /// The same for a socket, which every session comes to. `None` if it cannot be said just now
+    /// where one is: it is not lost.
+    pub(super) async fn bring(
+        &self,
+        messages: &[IncomingMessage<'_>],
+    ) -> Option<Vec<Visit<Client>>> {
         for _ in 0..LOOKS_MAX {
             match self.visit(messages).await {
-                Ok(visits) => return visits,
+                Ok(visits) => return Some(visits),
                 Err(Elsewhere::Unknown) => break,
                 Err(Elsewhere::Node(..)) => {}
             }
@@ -74,7 +78,7 @@ impl Site {
                 }
             }
         }
-        Vec::new()
+        None
     }
 
     /// Other nodes are to know of a new session.

@@ -200,7 +200,9 @@ impl Conversation for Socket {
                 false => Err(Close::plain(1008, "No Bayeux messages")),
             };
         };
+        // Clients come again on a new socket, with the same session.
         let visits = site.bring(&messages).await;
+        let visits = visits.ok_or_else(|| Close::plain(1013, "Try again later"))?;
         let Answers {
             replies,
             connects,

@@ -355,22 +355,16 @@ impl<T> Session<T> {
     }
 
     /// From now on nobody takes from the queue and nobody visits: the session is about to go to
-    /// another node. `false` if it is on its way already or has ended.
+    /// another node. If it is on its way already, waits for what becomes of that. `false` if it has
+    /// ended, or gone.
     pub async fn begin_to_leave(&self) -> bool {
         /// A visitor may wait for Redis; another node that writes for us tells of the end, or is
         /// given up (`crate::peers`).
         const LOOK_EVERY: Duration = Duration::from_millis(2);
-        {
-            let mut state = self.state();
-            if state.is_leaving || state.ended {
+        while !self.stops() {
+            self.settled().await;
+            if self.has_ended() {
                 return false;
-            }
-            state.is_leaving = true;
-            state.attached += 1;
-            state.left_at = state.attached;
-            if let Some(vehicle) = state.carried_by.take() {
-                state.idle.since = Instant::now();
-                state.idle.vehicle = vehicle;
             }
         }
         self.outbox.wake();
@@ -387,6 +381,22 @@ impl<T> Session<T> {
         // A visitor may have ended it.
         state.is_leaving = !state.ended;
         state.is_leaving
+    }
+
+    /// `false` if it has ended, or is on its way already.
+    fn stops(&self) -> bool {
+        let mut state = self.state();
+        if state.is_leaving || state.ended {
+            return false;
+        }
+        state.is_leaving = true;
+        state.attached += 1;
+        state.left_at = state.attached;
+        if let Some(vehicle) = state.carried_by.take() {
+            state.idle.since = Instant::now();
+            state.idle.vehicle = vehicle;
+        }
+        true
     }
 
     /// Has the client come anew, to whichever node: what takes from the queue ends as if the session
@@ -869,7 +879,10 @@ mod tests {
         assert!(!leaving.is_finished());
         assert!(session.visit().is_none());
         assert_eq!(take(&carrier).await, Err(Parted::Moved));
-        assert!(!session.begin_to_leave().await);
+        let again = tokio::spawn({
+            let session = session.clone();
+            async move { session.begin_to_leave().await }
+        });
         drop(visit);
         assert!(leaving.await.unwrap());
         assert!(!carrier.holds());
@@ -881,6 +894,10 @@ mod tests {
         assert_eq!(texts(session.luggage()), ["1", "2"]);
 
         let away = session.attach(Vehicle::Poll);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!again.is_finished());
+        session.stay();
+        assert!(again.await.unwrap());
         session.stay();
         assert!(session.visit().is_some());
         assert_eq!(take(&away).await, Err(Parted::Moved));
