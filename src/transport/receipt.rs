@@ -27,7 +27,7 @@ struct Receipt {
     tell: Box<dyn FnOnce() + Send>,
 }
 
-/// Those to be told of what one connection writes next. In the extensions of its requests.
+/// Those to be told of what one connection writes next. They go along with its requests.
 ///
 /// The lock is held over each write with its receipts: a client may answer what it was sent before
 /// the thread that sent it goes on, and whoever handles that answer can wait for the receipt.

@@ -139,6 +139,7 @@ step('a Bayeux session counts as a connection', async ({ pusher, bayeux, get, ro
   const counts = collect(channel, 'pusher:subscription_count');
   client.disconnect();
   await until(() => counts.at(-1)?.subscription_count === 1, () => JSON.stringify(counts));
+  equal(counts.filter(({ subscription_count: count }) => count !== 2), [{ subscription_count: 1 }]);
 });
 
 step('a cache channel gives a Faye client its last event', async ({ bayeux, trigger, room }) => {
