@@ -58,7 +58,8 @@
 //!   of "who was first" is decided where the subscriber becomes visible.
 //! - Sockets are not written to by their own tasks but by few tasks that write to one after the
 //!   other ([`transport::writer`]): while they are on their round, what is published gathers, and
-//!   the busier the server, the more frames go out with one system call.
+//!   the busier the server, the more frames go out with one system call. While the node is quiet,
+//!   nothing would gather, and whoever delivers also writes (`hub/pace.rs`).
 //! - WebSocket frames are read and written by [`wire::websocket`], not by a library: an idle
 //!   connection needs no buffer, and writing needs no owner of the whole stream.
 //! - A session does not move with every request that another node gets, but the request is passed on

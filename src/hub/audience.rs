@@ -5,7 +5,8 @@ use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use std::time::Instant;
 
-use super::outbox::wake_few;
+use super::outbox::wake_at_once;
+use super::pace::Pace;
 use super::{Closing, Encoding, Frame, Outbox, Subscriber};
 use crate::model::{Body, Event, SocketId};
 
@@ -14,6 +15,10 @@ const PUSHES_BEFORE_YIELD: usize = 1024;
 
 /// So many subscribers are written to by whoever delivers: to wake another task costs more.
 const FEW: usize = 8;
+/// So many are too while the node is quiet: some milliseconds' work, which costs less on one thread.
+const MANY: usize = 1024;
+/// They are written to so many at a time, while what a push has touched is in the processor's caches.
+const WRITTEN_TOGETHER: usize = 64;
 
 /// The subscribers at one moment, grouped by wire format. Immutable and shared.
 #[derive(Default)]
@@ -70,19 +75,24 @@ impl Audience {
 pub struct HandOver<'e> {
     event: &'e Event,
     made: Vec<(&'static str, Option<Parcel>)>,
+    pace: &'e Pace,
     pushes: usize,
+    /// The part of `pushes` that other tasks write.
+    left_to_others: usize,
     since: Instant,
-    /// Those to be woken when all is handed over, as long as they are few.
+    /// Those to be written to next.
     woken: Vec<Waker>,
 }
 
 impl<'e> HandOver<'e> {
     /// `since`: when the event came.
-    pub fn of(event: &'e Event, since: Instant) -> Self {
+    pub fn of(event: &'e Event, since: Instant, pace: &'e Pace) -> Self {
         Self {
             event,
             made: Vec::new(),
+            pace,
             pushes: 0,
+            left_to_others: 0,
             since,
             woken: Vec::new(),
         }
@@ -90,7 +100,12 @@ impl<'e> HandOver<'e> {
 
     /// To all but those who are `served` already.
     pub async fn to(&mut self, audience: &Audience, served: impl Fn(SocketId) -> bool) {
-        let are_few = audience.len() <= FEW;
+        let pushes_before = self.pushes;
+        let writes = match audience.len() {
+            ..=FEW => true,
+            // Asked of every size, since it counts.
+            len => self.pace.is_quiet_before(len, Instant::now()) && len <= MANY,
+        };
         for group in &audience.groups {
             let Some(parcel) = self.parcel(group.encoding) else {
                 continue;
@@ -106,9 +121,12 @@ impl<'e> HandOver<'e> {
                     outbox.time(self.since);
                 }
                 match parcel.put(outbox) {
-                    Some(owner) if are_few && self.woken.len() < FEW => self.woken.push(owner),
+                    Some(owner) if writes => self.woken.push(owner),
                     Some(owner) => owner.wake(),
                     None => {}
+                }
+                if self.woken.len() == WRITTEN_TOGETHER {
+                    self.write();
                 }
                 self.pushes += 1;
                 if self.pushes.is_multiple_of(PUSHES_BEFORE_YIELD) {
@@ -116,11 +134,23 @@ impl<'e> HandOver<'e> {
                 }
             }
         }
+        if !writes {
+            self.left_to_others += self.pushes - pushes_before;
+        }
     }
 
     /// How often it was handed over.
     pub fn pushes(&self) -> usize {
         self.pushes
+    }
+
+    /// How often it was handed over to somebody whom another task writes to.
+    pub fn left_to_others(&self) -> usize {
+        self.left_to_others
+    }
+
+    fn write(&mut self) {
+        wake_at_once(self.woken.drain(..));
     }
 
     fn parcel(&mut self, encoding: &'static dyn Encoding) -> Option<Parcel> {
@@ -137,7 +167,7 @@ impl<'e> HandOver<'e> {
 /// However it ends, nobody is left asleep.
 impl Drop for HandOver<'_> {
     fn drop(&mut self) {
-        wake_few(self.woken.drain(..));
+        self.write();
     }
 }
 
@@ -174,5 +204,123 @@ impl Parcel {
                 None
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Wake};
+    use std::time::Duration;
+
+    use super::super::outbox::may_at_once;
+    use super::*;
+    use crate::model::ids::IdSource;
+    use crate::model::{AppId, ChannelId, ChannelName, EventId};
+
+    struct Numbers;
+
+    impl Encoding for Numbers {
+        fn name(&self) -> &'static str {
+            "numbers"
+        }
+
+        fn encode(&self, event: &Event) -> Option<Frame> {
+            Some(format!("{:?}", event.id).into())
+        }
+    }
+
+    /// Counts those that were woken to write at once, and the others.
+    #[derive(Default)]
+    struct Woken {
+        at_once: AtomicUsize,
+        later: AtomicUsize,
+    }
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            let count = match may_at_once() {
+                true => &self.at_once,
+                false => &self.later,
+            };
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    struct Room {
+        ids: IdSource,
+        subscribers: Vec<Subscriber>,
+        pace: Pace,
+    }
+
+    impl Room {
+        fn of(subscribers: usize) -> Self {
+            let ids = IdSource::new(1);
+            let subscriber = |_| Subscriber {
+                id: ids.socket_id(),
+                outbox: Arc::new(Outbox::new(1000)),
+                encoding: &Numbers,
+            };
+            Self {
+                subscribers: (0..subscribers).map(subscriber).collect(),
+                ids,
+                pace: Pace::default(),
+            }
+        }
+
+        /// How many are woken to write at once, and how many to do it later, and how many of the
+        /// pushes are left to them.
+        async fn hand_over(&self) -> (usize, usize, usize) {
+            let woken = Arc::new(Woken::default());
+            let waker = Waker::from(woken.clone());
+            let mut cx = Context::from_waker(&waker);
+            for subscriber in &self.subscribers {
+                let mut batch = Default::default();
+                while subscriber.outbox.poll_take(&mut cx, &mut batch).is_ready() {
+                    batch.clear();
+                }
+            }
+            let name = ChannelName::parse("room", 164).unwrap();
+            let event = Event {
+                id: EventId::new(1, 1),
+                channel: ChannelId::new(&AppId::new("1"), &name),
+                except: Some(self.ids.socket_id()),
+                body: Body::MemberRemoved {
+                    user_id: "1".into(),
+                    users: 0,
+                    version: 1,
+                },
+            };
+            let audience = Audience::of(self.subscribers.iter());
+            let mut hand_over = HandOver::of(&event, Instant::now(), &self.pace);
+            hand_over.to(&audience, |_| false).await;
+            assert_eq!(hand_over.pushes(), self.subscribers.len());
+            let left = hand_over.left_to_others();
+            drop(hand_over);
+            let count = |count: &AtomicUsize| count.load(Ordering::Relaxed);
+            (count(&woken.at_once), count(&woken.later), left)
+        }
+    }
+
+    #[tokio::test]
+    async fn while_the_node_is_quiet_whoever_delivers_also_writes() {
+        let room = Room::of(MANY);
+        assert_eq!(room.hand_over().await, (MANY, 0, 0));
+        let soon = Instant::now() + Duration::from_secs(60);
+        room.pace.is_quiet_before(1, soon);
+        assert_eq!(room.hand_over().await, (0, MANY, MANY));
+    }
+
+    #[tokio::test]
+    async fn few_are_always_written_to_at_once_and_more_than_many_never() {
+        let few = Room::of(FEW);
+        for _ in 0..3 {
+            assert_eq!(few.hand_over().await, (FEW, 0, 0));
+        }
+        assert_eq!(Room::of(FEW + 1).hand_over().await, (FEW + 1, 0, 0));
+        assert_eq!(
+            Room::of(MANY + 1).hand_over().await,
+            (0, MANY + 1, MANY + 1)
+        );
     }
 }

@@ -16,6 +16,7 @@
 mod audience;
 mod channel;
 mod outbox;
+mod pace;
 mod patterns;
 mod presence;
 
@@ -28,7 +29,8 @@ use std::time::Instant;
 
 use audience::{Audience, HandOver};
 use channel::Channel;
-pub use outbox::{Closing, Frame, Outbox, are_few};
+pub use outbox::{Closing, Frame, Outbox, may_at_once};
+use pace::Pace;
 pub use patterns::Expansion;
 use patterns::Patterns;
 pub use presence::Roster;
@@ -61,6 +63,7 @@ pub struct Hub {
     shards: Vec<Mutex<HashMap<ChannelId, Channel>>>,
     hasher: RandomState,
     patterns: Patterns,
+    pace: Pace,
     /// Joins and leaves in all channels. A channel is forgotten with its last subscriber; one of
     /// the same name must not begin with versions that were there before.
     changes: AtomicU64,
@@ -141,6 +144,7 @@ impl Hub {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
             patterns: Patterns::default(),
+            pace: Pace::default(),
             changes: AtomicU64::new(0),
         }
     }
@@ -224,7 +228,7 @@ impl Hub {
         let Some(turns) = self.turns(&event.channel, has_patterns) else {
             return;
         };
-        let mut hand_over = HandOver::of(&event, since);
+        let mut hand_over = HandOver::of(&event, since, &self.pace);
         let turn = turns.lock().await;
         if let Some(snapshot) = self.snapshot(&event, has_patterns) {
             hand_over.to(&snapshot.audience, |_| false).await;
@@ -234,7 +238,7 @@ impl Hub {
             }
             let pushes = hand_over.pushes();
             DELIVERIES.add(event.channel.app.as_str(), pushes as u64);
-            if pushes >= PUSHES_BEFORE_TURN_ENDS {
+            if hand_over.left_to_others() >= PUSHES_BEFORE_TURN_ENDS {
                 tokio::task::yield_now().await;
             }
         }

@@ -292,23 +292,22 @@ impl State {
 }
 
 thread_local! {
-    static ARE_FEW: Cell<bool> = const { Cell::new(false) };
+    static AT_ONCE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Wakes the owners of a few outboxes. They may do their work at once, in this call: a `Waker`
-/// takes no argument that could say so, hence [`are_few`].
-pub fn wake_few(owners: impl IntoIterator<Item = Waker>) {
-    let before = ARE_FEW.replace(true);
+/// Wakes the owners of outboxes, who may do their work at once, in this call: a `Waker` takes no
+/// argument that could say so, hence [`may_at_once`].
+pub fn wake_at_once(owners: impl IntoIterator<Item = Waker>) {
+    let before = AT_ONCE.replace(true);
     for owner in owners {
         owner.wake();
     }
-    ARE_FEW.set(before);
+    AT_ONCE.set(before);
 }
 
-/// For whoever is woken: whether it is one of few, so that nobody waits for long if it does its work
-/// at once.
-pub fn are_few() -> bool {
-    ARE_FEW.get()
+/// For whoever is woken: whether nobody waits for long if it does its work at once.
+pub fn may_at_once() -> bool {
+    AT_ONCE.get()
 }
 
 /// Wakes after the lock is free, so that the woken task does not run into it.

@@ -347,7 +347,7 @@ impl<T> Session<T> {
     }
 
     /// What was taken and is not written waits again, in front of all else. This wakes the outbox's
-    /// owner under the session's lock: to queue up, not to write at once (`hub::wake_few`).
+    /// owner under the session's lock: to queue up, not to write at once (`hub::wake_at_once`).
     fn take_back(&self, state: &mut State) {
         state.receipts = None;
         state.handed = 0;

@@ -7,8 +7,7 @@
 //! busier the server, the less a delivery costs; and a lone event still goes out at once.
 //!
 //! A round has its price: a task to be woken, perhaps on another thread. Where only few sockets are
-//! to be written to ([`crate::hub::are_few`]), whoever wakes them writes. What a socket's own task
-//! causes, it writes itself ([`Writer::attend`]).
+//! to be written to, or the node is quiet ([`crate::hub::may_at_once`]), whoever wakes them writes. What a socket's own task causes, it writes itself ([`Writer::attend`]).
 //!
 //! ```text
 //!          woken by its source             all taken is written
@@ -32,7 +31,7 @@ use std::time::{Duration, Instant};
 
 use super::stream::Stream;
 use super::websocket::Close;
-use crate::hub::{Frame, are_few};
+use crate::hub::{Frame, may_at_once};
 use crate::wire::websocket::push_text;
 
 /// Frames are gathered for one write up to this size, or to one frame: with TLS, one record.
@@ -249,7 +248,15 @@ impl<S: Source> State<S> {
         before.is_none_or(|before| now.duration_since(before) > BURST)
     }
 
+    /// Writes what there is. Whoever does has other sockets to see to, whatever this one does.
     fn write(&mut self, writer: &Arc<Writer<S>>) {
+        let written = catch_unwind(AssertUnwindSafe(|| self.write_all(writer)));
+        if written.is_err() {
+            self.stop(Stopped::Broken);
+        }
+    }
+
+    fn write_all(&mut self, writer: &Arc<Writer<S>>) {
         let Some(ways) = &mut self.ways else { return };
         let waker = Waker::from(writer.clone());
         let mut cx = Context::from_waker(&waker);
@@ -321,7 +328,7 @@ impl<S: Source> Wake for Writer<S> {
             return;
         }
         // Whoever is writing just now may have asked the source before it had this.
-        if are_few()
+        if may_at_once()
             && let Ok(mut state) = self.state.try_lock()
             && state.is_calm()
         {
@@ -342,12 +349,8 @@ trait Flush: Send + Sync {
 }
 
 impl<S: Source> Flush for Writer<S> {
-    /// All the other sockets of the flusher depend on it, whatever this one does.
     fn flush(self: Arc<Self>) {
-        let flushed = catch_unwind(AssertUnwindSafe(|| Writer::flush(&self)));
-        if flushed.is_err() {
-            self.state().stop(Stopped::Broken);
-        }
+        Writer::flush(&self);
     }
 }
 
