@@ -298,16 +298,18 @@ thread_local! {
 /// Wakes the owners of outboxes, who may do their work at once, in this call: a `Waker` takes no
 /// argument that could say so, hence [`may_at_once`].
 pub fn wake_at_once(owners: impl IntoIterator<Item = Waker>) {
-    let before = AT_ONCE.replace(true);
+    let before = AT_ONCE.get();
     for owner in owners {
+        AT_ONCE.set(true);
         owner.wake();
     }
     AT_ONCE.set(before);
 }
 
-/// For whoever is woken: whether nobody waits for long if it does its work at once.
+/// For whoever is woken, to be asked once: whether nobody waits for long if it does its work at once.
+/// Those that it wakes in turn may not, as it may hold what they need.
 pub fn may_at_once() -> bool {
-    AT_ONCE.get()
+    AT_ONCE.take()
 }
 
 /// Wakes after the lock is free, so that the woken task does not run into it.
@@ -455,6 +457,27 @@ mod tests {
         fn wake(self: Arc<Self>) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Wakes the next and tells whether it may work at once, the first one first.
+    struct Chain(Option<Waker>, Arc<Mutex<Vec<bool>>>);
+    impl Wake for Chain {
+        fn wake(self: Arc<Self>) {
+            lock(&self.1).push(may_at_once());
+            if let Some(next) = &self.0 {
+                next.wake_by_ref();
+            }
+        }
+    }
+
+    #[test]
+    fn those_that_are_woken_may_work_at_once_and_those_that_they_wake_may_not() {
+        let told = Arc::default();
+        let chain = |next| Waker::from(Arc::new(Chain(next, Arc::clone(&told))));
+        let (first, second) = (chain(Some(chain(None))), chain(None));
+        wake_at_once([first.clone(), second]);
+        first.wake();
+        assert_eq!(*lock(&told), [true, false, true, false, false]);
     }
 
     #[test]
