@@ -5,65 +5,73 @@
 //! those who gather: each write takes more with it, and deliveries do not wait for each other.
 
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::lock;
+use crate::rate::Rate;
 
-/// A quiet node hands over no more than this: a fifth to a half of one processor's work.
-const QUIET_PUSHES_PER_SEC: u32 = 60_000;
-/// However much it was, after so long the node is quiet again.
-const BUSY_MAX: Duration = Duration::from_millis(100);
+/// A quiet node hands over no more than this: a fifth to a half of one processor's work. However much
+/// it was, the node is quiet again a second later.
+const QUIET_PUSHES_PER_SEC: usize = 60_000;
 
-#[derive(Default)]
-pub struct Pace {
-    /// When all that was handed over would be done at the rate of a quiet node. Absent at first.
-    busy_until: Mutex<Option<Instant>>,
+pub struct Pace(Mutex<Rate>);
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self(Mutex::new(Rate::per_sec(QUIET_PUSHES_PER_SEC)))
+    }
 }
 
 impl Pace {
     /// Whether the node was quiet before these pushes, which count from now on.
-    pub fn is_quiet_before(&self, pushes: usize, now: Instant) -> bool {
-        let pushes = pushes.min(QUIET_PUSHES_PER_SEC as usize) as u32;
-        let takes = Duration::from_secs(1) * pushes / QUIET_PUSHES_PER_SEC;
-        let mut busy_until = lock(&self.busy_until);
-        let begins = busy_until.map_or(now, |until| until.max(now));
-        *busy_until = Some((begins + takes).min(now + BUSY_MAX));
-        begins == now
+    pub fn is_quiet_before(&self, pushes: usize) -> bool {
+        let mut rate = lock(&self.0);
+        let is_quiet = rate.is_full();
+        rate.take(pushes, Duration::ZERO);
+        is_quiet
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::advance;
+
     use super::*;
 
     const MILLISECOND: Duration = Duration::from_millis(1);
 
-    #[test]
-    fn a_node_that_hands_over_little_is_quiet_and_one_that_hands_over_more_is_busy() {
-        let (paced, busy, start) = (Pace::default(), Pace::default(), Instant::now());
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_hands_over_little_is_quiet_and_one_that_hands_over_more_is_busy() {
+        let (paced, busy) = (Pace::default(), Pace::default());
         for nth in 0..20 {
-            assert!(paced.is_quiet_before(1000, start + nth * 20 * MILLISECOND));
-            let was_quiet = busy.is_quiet_before(1000, start + nth * 10 * MILLISECOND);
-            assert_eq!(was_quiet, nth == 0);
+            assert!(paced.is_quiet_before(1000));
+            assert_eq!(busy.is_quiet_before(1000), nth == 0);
+            advance(10 * MILLISECOND).await;
+            assert!(!busy.is_quiet_before(1000));
+            advance(10 * MILLISECOND).await;
         }
     }
 
-    #[test]
-    fn what_comes_together_counts_together() {
-        let (pace, start) = (Pace::default(), Instant::now());
-        assert!(pace.is_quiet_before(600, start));
-        assert!(!pace.is_quiet_before(600, start));
-        assert!(!pace.is_quiet_before(600, start + 19 * MILLISECOND));
-        assert!(pace.is_quiet_before(600, start + 30 * MILLISECOND));
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_together_counts_together() {
+        let pace = Pace::default();
+        assert!(pace.is_quiet_before(600));
+        assert!(!pace.is_quiet_before(600));
+        advance(19 * MILLISECOND).await;
+        assert!(!pace.is_quiet_before(600));
+        advance(12 * MILLISECOND).await;
+        assert!(pace.is_quiet_before(600));
     }
 
-    #[test]
-    fn however_busy_it_was_it_is_quiet_again_soon() {
-        let (pace, start) = (Pace::default(), Instant::now());
+    #[tokio::test(start_paused = true)]
+    async fn however_busy_it_was_it_is_quiet_again_soon() {
+        let pace = Pace::default();
         for _ in 0..1000 {
-            pace.is_quiet_before(usize::MAX, start);
+            pace.is_quiet_before(usize::MAX);
         }
-        assert!(!pace.is_quiet_before(1, start + BUSY_MAX - MILLISECOND));
-        assert!(pace.is_quiet_before(1, start + 2 * BUSY_MAX));
+        advance(999 * MILLISECOND).await;
+        assert!(!pace.is_quiet_before(1));
+        advance(2 * MILLISECOND).await;
+        assert!(pace.is_quiet_before(1));
     }
 }

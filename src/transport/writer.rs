@@ -7,7 +7,8 @@
 //! busier the server, the less a delivery costs; and a lone event still goes out at once.
 //!
 //! A round has its price: a task to be woken, perhaps on another thread. Where only few sockets are
-//! to be written to, or the node is quiet ([`crate::hub::may_at_once`]), whoever wakes them writes. What a socket's own task causes, it writes itself ([`Writer::attend`]).
+//! to be written to, or the node is quiet ([`crate::hub::may_at_once`]), whoever wakes them writes.
+//! What a socket's own task causes, it writes itself ([`Writer::attend`]).
 //!
 //! ```text
 //!          woken by its source             all taken is written
