@@ -263,10 +263,7 @@ impl Source for Arc<Outgoing> {
                 return Poll::Pending;
             };
             if bound.carrier.session.client.unacknowledged.is_none() {
-                let taken = bound.carrier.poll_next(cx, |event| {
-                    encoded.push(event);
-                    encoded.are_enough()
-                });
+                let taken = bound.carrier.poll_next(cx, |event| encoded.push(event));
                 match ready!(taken) {
                     Ok(()) => return Poll::Ready(Ok(())),
                     Err(parted) => self.part(line, parted),

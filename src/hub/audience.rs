@@ -239,8 +239,8 @@ mod tests {
     impl Wake for Woken {
         fn wake(self: Arc<Self>) {
             let count = match may_at_once() {
-                true => &self.at_once,
-                false => &self.later,
+                Some(_) => &self.at_once,
+                None => &self.later,
             };
             count.fetch_add(1, Ordering::Relaxed);
         }

@@ -95,8 +95,9 @@ struct State {
     closing: Option<Closing>,
     owner: Option<Waker>,
     /// Since when a frame is on its way whose time is taken: while it waits, and once it is taken.
-    timed: Option<Instant>,
-    taken_timed: Option<Instant>,
+    /// Few outboxes have one: boxed, an outbox is two cache lines.
+    timed: Option<Box<Instant>>,
+    taken_timed: Option<Box<Instant>>,
 }
 
 impl Outbox {
@@ -145,7 +146,7 @@ impl Outbox {
     pub fn time(&self, since: Instant) {
         let mut state = self.state();
         if state.owner.is_some() || state.taken_bytes > 0 {
-            state.timed.get_or_insert(since);
+            state.timed.get_or_insert_with(|| Box::new(since));
         }
     }
 
@@ -191,11 +192,34 @@ impl Outbox {
             state.taken_timed = state.timed.take();
             return Poll::Ready(Ok(()));
         }
-        if let Some(why) = state.closing {
-            return Poll::Ready(Err(why));
+        state.poll_empty(cx)
+    }
+
+    /// As [`Outbox::poll_take`], but gives one frame after the other to `take`, which says whether it
+    /// has enough. Whoever pushes waits meanwhile: it may copy some kilobytes, not more.
+    pub fn poll_next(
+        &self,
+        cx: &mut Context<'_>,
+        mut take: impl FnMut(&Frame) -> bool,
+    ) -> Poll<Result<(), Closing>> {
+        let mut state = self.state();
+        state.taken_is_written();
+        if state.frames.is_empty() {
+            return state.poll_empty(cx);
         }
-        state.owner = Some(cx.waker().clone());
-        Poll::Pending
+        while let Some(frame) = state.frames.pop_front() {
+            state.taken_bytes += frame.cost_bytes();
+            if take(&frame) {
+                break;
+            }
+        }
+        if state.frames.is_empty() {
+            state.taken_timed = state.timed.take();
+            if state.frames.capacity() > KEPT_FRAMES_MAX {
+                state.frames = VecDeque::new();
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// For the owner: all that it took is written. Taking more says so too.
@@ -277,6 +301,15 @@ impl Outbox {
 }
 
 impl State {
+    /// When nothing waits: the end, or the owner will be told of what comes.
+    fn poll_empty(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closing>> {
+        if let Some(why) = self.closing {
+            return Poll::Ready(Err(why));
+        }
+        self.owner = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
     fn forget_waiting(&mut self) {
         self.frames = VecDeque::new();
         self.bytes = self.taken_bytes;
@@ -292,23 +325,25 @@ impl State {
 }
 
 thread_local! {
-    static AT_ONCE: Cell<bool> = const { Cell::new(false) };
+    static AT_ONCE: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
 /// Wakes the owners of outboxes, who may do their work at once, in this call: a `Waker` takes no
 /// argument that could say so, hence [`may_at_once`].
 pub fn wake_at_once(owners: impl IntoIterator<Item = Waker>) {
     let before = AT_ONCE.get();
+    let now = Instant::now();
     for owner in owners {
-        AT_ONCE.set(true);
+        AT_ONCE.set(Some(now));
         owner.wake();
     }
     AT_ONCE.set(before);
 }
 
 /// For whoever is woken, to be asked once: whether nobody waits for long if it does its work at once.
-/// Those that it wakes in turn may not, as it may hold what they need.
-pub fn may_at_once() -> bool {
+/// Those that it wakes in turn may not, as it may hold what they need. If so, what time it was for
+/// the first of those that are woken together, so that not each of them reads the clock.
+pub fn may_at_once() -> Option<Instant> {
     AT_ONCE.take()
 }
 
@@ -438,6 +473,41 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn as_many_are_taken_as_are_enough_and_only_those_are_written() {
+        let outbox = Outbox::new(1000);
+        let cost = frame("a").cost_bytes();
+        for text in ["a", "b", "c"] {
+            outbox.push(frame(text));
+        }
+        let take = async |enough: usize| {
+            let mut texts = String::new();
+            let taken = poll_fn(|cx| {
+                outbox.poll_next(cx, |frame| {
+                    texts.push_str(frame.as_str());
+                    texts.len() == enough
+                })
+            });
+            taken.await.map(|()| texts)
+        };
+        assert_eq!(take(2).await.unwrap(), "ab");
+        assert_eq!(outbox.bytes(), 3 * cost);
+        outbox.push(frame("d"));
+        assert_eq!(take(3).await.unwrap(), "cd");
+        assert_eq!(outbox.bytes(), 2 * cost);
+        outbox.written();
+        assert_eq!(outbox.bytes(), 0);
+        outbox.push(frame("e"));
+        outbox.close(Closing::Draining);
+        assert_eq!(take(3).await.unwrap(), "e");
+        assert_eq!(take(3).await, Err(Closing::Draining));
+    }
+
+    #[test]
+    fn an_outbox_and_what_counts_who_has_it_are_two_cache_lines() {
+        assert!(size_of::<Outbox>() + 2 * size_of::<usize>() <= 128);
+    }
+
+    #[tokio::test]
     async fn what_comes_from_elsewhere_goes_first_and_each_event_once() {
         let event = |serial: u64| frame(&serial.to_string()).of_event(EventId::new(1, serial));
         let outbox = Outbox::new(1000);
@@ -463,7 +533,7 @@ mod tests {
     struct Chain(Option<Waker>, Arc<Mutex<Vec<bool>>>);
     impl Wake for Chain {
         fn wake(self: Arc<Self>) {
-            lock(&self.1).push(may_at_once());
+            lock(&self.1).push(may_at_once().is_some());
             if let Some(next) = &self.0 {
                 next.wake_by_ref();
             }

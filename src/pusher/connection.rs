@@ -1,9 +1,8 @@
 //! What a Pusher client asks for and what it gets (`pusher.md` 2–4), whatever carries its
 //! messages.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -15,7 +14,7 @@ use crate::apps::App;
 use crate::audit;
 use crate::auth::{self, split_auth};
 use crate::broker::{Admission, Held, Membership, OverQuota, SignedInAsAnother, Welcome};
-use crate::hub::{Closing, Expansion, Frame, Outbox, Subscriber};
+use crate::hub::{Closing, Expansion, Outbox, Subscriber};
 use crate::metrics::{CUT_OFFS, CutOff, Limit, REFUSALS};
 use crate::model::{AppId, ChannelKind, ChannelName, Member, Message, SocketId, UserId};
 use crate::rate::Rate;
@@ -525,10 +524,7 @@ impl Conversation for Connection {
     type Source = Outgoing;
 
     fn source(&self) -> Outgoing {
-        Outgoing {
-            outbox: self.outbox.clone(),
-            batch: VecDeque::new(),
-        }
+        Outgoing(self.outbox.clone())
     }
 
     async fn on_text(&mut self, text: &str) -> Result<(), Close> {
@@ -585,11 +581,7 @@ impl Conversation for Connection {
 }
 
 /// What a connection is to receive.
-pub struct Outgoing {
-    outbox: Arc<Outbox>,
-    /// Taken, and not encoded yet.
-    batch: VecDeque<Frame>,
-}
+pub struct Outgoing(Arc<Outbox>);
 
 impl Source for Outgoing {
     fn poll_encode(
@@ -597,16 +589,12 @@ impl Source for Outgoing {
         cx: &mut Context<'_>,
         encoded: &mut Encoded,
     ) -> Poll<Result<(), Close>> {
-        if self.batch.is_empty() {
-            let taken = ready!(self.outbox.poll_take(cx, &mut self.batch));
-            taken.map_err(close::of_outbox)?;
-        }
-        encoded.push_some(&mut self.batch);
-        Poll::Ready(Ok(()))
+        let taken = self.0.poll_next(cx, |frame| encoded.push(frame));
+        taken.map_err(close::of_outbox)
     }
 
     fn poll_abandon(&self, cx: &mut Context<'_>) -> Poll<Close> {
-        let slow = self.outbox.poll_slow(cx);
+        let slow = self.0.poll_slow(cx);
         slow.map(|()| close::of_outbox(Closing::Slow))
     }
 }

@@ -564,10 +564,11 @@ mod tests {
     use super::*;
     use crate::hub::Outbox;
     use crate::transport::writer::Encoded;
+    use futures_util::task::waker;
     use socket2::SockRef;
     use std::collections::VecDeque;
     use std::sync::Mutex;
-    use std::task::{Context, ready};
+    use std::task::Context;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 
@@ -580,7 +581,7 @@ mod tests {
         type Source = All;
 
         fn source(&self) -> All {
-            All(self.0.clone(), VecDeque::new())
+            All(self.0.clone())
         }
 
         async fn on_text(&mut self, text: &str) -> Result<(), Close> {
@@ -603,7 +604,7 @@ mod tests {
         }
     }
 
-    struct All(Arc<Outbox>, VecDeque<Frame>);
+    struct All(Arc<Outbox>);
 
     impl Source for All {
         fn poll_encode(
@@ -611,12 +612,8 @@ mod tests {
             cx: &mut Context<'_>,
             encoded: &mut Encoded,
         ) -> Poll<Result<(), Close>> {
-            if self.1.is_empty() {
-                let taken = ready!(self.0.poll_take(cx, &mut self.1));
-                taken.map_err(|_| Close::plain(4100, "closed"))?;
-            }
-            encoded.push_some(&mut self.1);
-            Poll::Ready(Ok(()))
+            let taken = self.0.poll_next(cx, |frame| encoded.push(frame));
+            taken.map_err(|_| Close::plain(4100, "closed"))
         }
 
         fn poll_abandon(&self, cx: &mut Context<'_>) -> Poll<Close> {
@@ -755,7 +752,7 @@ mod tests {
         let mut text = [0; 3];
         for is_queued in [false, true] {
             if is_queued {
-                std::task::Waker::from(writer.clone()).wake();
+                waker(writer.clone()).wake();
             }
             let turn = async {
                 // What it was queued for comes to nothing, before there is anything.
@@ -811,14 +808,14 @@ mod tests {
             .map(|_| Writer::new(stream.clone(), Faulty, &flushers))
             .collect();
         for writer in &faulty {
-            std::task::Waker::from(writer.clone()).wake();
+            waker(writer.clone()).wake();
             let attention = poll_fn(|cx| writer.poll_attention(cx)).await;
             assert_eq!(attention, Attention::Stopped(Stopped::Broken));
         }
         for _ in 0..each {
             let frames = Mutex::new(VecDeque::from([Frame::from("x".to_owned())]));
             let writer = Writer::new(stream.clone(), Added(Arc::new(frames)), &flushers);
-            std::task::Waker::from(writer).wake();
+            waker(writer).wake();
             let mut text = [0; 3];
             peer.read_exact(&mut text).await.unwrap();
             assert_eq!(text, [0x81, 1, b'x']);

@@ -27,8 +27,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
+
+use futures_util::task::{ArcWake, waker_ref};
 
 use super::stream::Stream;
 use super::websocket::Close;
@@ -64,36 +66,31 @@ pub trait Source: Send + 'static {
 #[derive(Default)]
 pub struct Encoded {
     bytes: Vec<u8>,
-    /// How long the last frame is.
-    last_bytes: usize,
 }
 
 impl Encoded {
-    pub fn push(&mut self, frame: &Frame) {
+    const NOTHING: Self = Self { bytes: Vec::new() };
+
+    /// Whether they are enough: another frame like this would not fit.
+    pub fn push(&mut self, frame: &Frame) -> bool {
         let before = self.bytes.len();
         push_text(&mut self.bytes, frame.as_str());
-        self.last_bytes = self.bytes.len() - before;
+        let frame_bytes = self.bytes.len() - before;
+        self.bytes.len() + frame_bytes > WRITE_BYTES
     }
 
     /// The first of the frames, or all.
     pub fn push_some(&mut self, frames: &mut VecDeque<Frame>) {
         while let Some(frame) = frames.pop_front() {
-            self.push(&frame);
-            if self.are_enough() {
+            if self.push(&frame) {
                 break;
             }
         }
     }
 
-    /// Another frame like the last would not fit.
-    pub fn are_enough(&self) -> bool {
-        self.bytes.len() + self.last_bytes > WRITE_BYTES
-    }
-
     fn clear(&mut self) {
         self.bytes.clear();
         self.bytes.shrink_to(4 * WRITE_BYTES);
-        self.last_bytes = 0;
     }
 }
 
@@ -126,7 +123,8 @@ struct State<S> {
     /// What the socket did not take yet of bytes that end where a frame ends.
     rest: Vec<u8>,
     is_blocked: bool,
-    stopped: Option<Stopped>,
+    /// Boxed, a writer is two cache lines.
+    stopped: Option<Box<Stopped>>,
     task: Option<Waker>,
     /// When it was last written to by whoever woke it.
     written_at: Option<Instant>,
@@ -192,7 +190,7 @@ impl<S: Source> Writer<S> {
     pub fn poll_attention(&self, cx: &mut Context<'_>) -> Poll<Attention> {
         let mut state = self.state();
         if let Some(stopped) = state.stopped.take() {
-            return Poll::Ready(Attention::Stopped(stopped));
+            return Poll::Ready(Attention::Stopped(*stopped));
         }
         if state.is_blocked {
             return Poll::Ready(Attention::Blocked);
@@ -243,8 +241,7 @@ impl<S: Source> Writer<S> {
 
 impl<S: Source> State<S> {
     /// Whether this is no burst, whose frames had better gather for one write.
-    fn is_calm(&mut self) -> bool {
-        let now = Instant::now();
+    fn is_calm(&mut self, now: Instant) -> bool {
         let before = self.written_at.replace(now);
         before.is_none_or(|before| now.duration_since(before) > BURST)
     }
@@ -259,7 +256,7 @@ impl<S: Source> State<S> {
 
     fn write_all(&mut self, writer: &Arc<Writer<S>>) {
         let Some(ways) = &mut self.ways else { return };
-        let waker = Waker::from(writer.clone());
+        let waker = waker_ref(writer);
         let mut cx = Context::from_waker(&waker);
         while self.stopped.is_none() {
             if !self.rest.is_empty() {
@@ -291,7 +288,7 @@ impl<S: Source> State<S> {
     }
 
     fn stop(&mut self, why: Stopped) {
-        self.stopped = Some(why);
+        self.stopped = Some(Box::new(why));
         self.call_task();
     }
 
@@ -307,7 +304,7 @@ impl<S: Source> Ways<S> {
     /// socket's error again.
     fn write_next(&mut self, cx: &mut Context<'_>, rest: &mut Vec<u8>) -> Poll<Result<(), Close>> {
         thread_local! {
-            static ENCODED: Cell<Encoded> = Cell::default();
+            static ENCODED: Cell<Encoded> = const { Cell::new(Encoded::NOTHING) };
         }
         // Taken, since asking the source may wake another writer, which writes in this call.
         let mut encoded = ENCODED.take();
@@ -317,21 +314,25 @@ impl<S: Source> Ways<S> {
             rest.extend_from_slice(&encoded.bytes[written..]);
         }
         encoded.clear();
-        ENCODED.set(encoded);
+        ENCODED.replace(encoded);
         outcome
     }
 }
 
 /// By its source.
-impl<S: Source> Wake for Writer<S> {
+impl<S: Source> ArcWake for Writer<S> {
+    fn wake_by_ref(writer: &Arc<Self>) {
+        writer.clone().wake();
+    }
+
     fn wake(self: Arc<Self>) {
         if self.is_due.swap(true, Ordering::AcqRel) {
             return;
         }
         // Whoever is writing just now may have asked the source before it had this.
-        if may_at_once()
+        if let Some(now) = may_at_once()
             && let Ok(mut state) = self.state.try_lock()
-            && state.is_calm()
+            && state.is_calm(now)
         {
             self.is_due.store(false, Ordering::Release);
             if !state.is_blocked {
