@@ -90,14 +90,17 @@ struct Line {
     /// would bring more.
     replies: VecDeque<Frame>,
     bound: Option<Bound>,
-    /// How to close, once the replies are written.
-    close: Option<Close>,
+    /// How to close, once the replies are written. Boxed, as the connect that is held: what each
+    /// event needs of a socket is two cache lines.
+    close: Option<Box<Close>>,
 }
 
 /// The session whose events this socket carries.
 struct Bound {
     carrier: Carrier<Client>,
-    held: Option<(Waiting, Instant)>,
+    /// The client acknowledges what it receives: events travel behind connect replies alone.
+    acknowledges: bool,
+    held: Option<Box<(Waiting, Instant)>>,
 }
 
 impl Outgoing {
@@ -120,12 +123,13 @@ impl Outgoing {
         if !is_bound {
             let carrier = session.attach(Vehicle::Socket);
             line.bound = Some(Bound {
+                acknowledges: carrier.session.client.unacknowledged.is_some(),
                 carrier,
                 held: None,
             });
         }
         if let Some(bound) = &mut line.bound {
-            bound.held = Some((held, Instant::now() + hold));
+            bound.held = Some(Box::new((held, Instant::now() + hold)));
         }
         if hold.is_zero() || session.client.has_lost() {
             self.answer_held(&mut line, VecDeque::new());
@@ -136,7 +140,8 @@ impl Outgoing {
     /// travel behind the reply.
     fn answer_held(&self, line: &mut Line, events: VecDeque<Frame>) {
         let Some(bound) = &mut line.bound else { return };
-        if let Some((held, _)) = bound.held.take() {
+        if let Some(held) = bound.held.take() {
+            let (held, _) = *held;
             let advice = self.site.advice();
             let (reply, events) = self.site.accepted(&bound.carrier, &held, &advice, events);
             let messages = [reply.as_str()].into_iter();
@@ -148,11 +153,11 @@ impl Outgoing {
     /// has another connection for it.
     fn part(&self, line: &mut Line, parted: Parted) {
         let bound = line.bound.take();
-        if let Some((held, _)) = bound.and_then(|bound| bound.held) {
-            line.reply([self.site.parting(&held, parted)]);
+        if let Some(held) = bound.and_then(|bound| bound.held) {
+            line.reply([self.site.parting(&held.0, parted)]);
         }
         if parted != Parted::Superseded {
-            line.close = Some(close_after(parted));
+            line.close = Some(Box::new(close_after(parted)));
         }
     }
 }
@@ -229,7 +234,7 @@ impl Conversation for Socket {
     fn deadline(&self) -> Option<Instant> {
         let line = self.outgoing.line();
         let held = line.bound.as_ref()?.held.as_ref();
-        held.map(|(_, due)| *due)
+        held.map(|held| held.1)
     }
 
     fn on_deadline(&mut self) -> Result<(), Close> {
@@ -257,12 +262,12 @@ impl Source for Arc<Outgoing> {
                 return Poll::Ready(Ok(()));
             }
             if let Some(close) = line.close.take() {
-                return Poll::Ready(Err(close));
+                return Poll::Ready(Err(*close));
             }
             let Some(bound) = &line.bound else {
                 return Poll::Pending;
             };
-            if bound.carrier.session.client.unacknowledged.is_none() {
+            if !bound.acknowledges {
                 let taken = bound.carrier.poll_next(cx, |event| encoded.push(event));
                 match ready!(taken) {
                     Ok(()) => return Poll::Ready(Ok(())),

@@ -161,31 +161,33 @@ pub struct Idle {
     pub answered: bool,
 }
 
+/// In this order: what every delivery looks at comes first, and lies in two cache lines.
+#[repr(C)]
 struct State {
-    heard_at: Instant,
-    ended: bool,
-    /// The serial number of the newest carrier.
-    attached: u64,
-    /// Absent after the newest carrier was dropped.
-    carried_by: Option<Vehicle>,
-    /// Of the time before the newest carrier, or after it.
-    idle: Idle,
     /// Taken and not known to be written.
     in_flight: VecDeque<Frame>,
+    /// So many of them are with the carrier.
+    handed: usize,
     /// The serial number of the carrier that took it: perhaps not the newest, while another node
     /// writes for it.
     taken_by: u64,
     /// Of the connection that is writing it.
     receipts: Option<Receipts>,
-    /// So many of them are with the carrier.
-    handed: usize,
-    /// Written, and perhaps to be written again. Only used while `keeps`.
-    kept: VecDeque<Frame>,
+    /// The serial number of the newest carrier.
+    attached: u64,
+    /// Carriers with lower numbers were told that it is on its way.
+    left_at: u64,
+    ended: bool,
     keeps: bool,
     /// It is on its way to another node.
     is_leaving: bool,
-    /// Carriers with lower numbers were told that it is.
-    left_at: u64,
+    /// Absent after the newest carrier was dropped.
+    carried_by: Option<Vehicle>,
+    /// Of the time before the newest carrier, or after it.
+    idle: Idle,
+    heard_at: Instant,
+    /// Written, and perhaps to be written again. Only used while it `keeps`.
+    kept: VecDeque<Frame>,
     /// Requests that do something with it just now.
     visitors: usize,
 }
