@@ -15,6 +15,7 @@ use super::extensions::{TimeSync, acknowledged};
 use super::site::{SUPPORTED, Site};
 use crate::hub::{Closing, Frame};
 use crate::model::now_ms;
+use crate::transport::receipt::Receipts;
 use crate::transport::session::{Carrier, Parted, Vehicle};
 use crate::wire::bayeux::{
     Advice, Connect, ConnectionType, HeldConnect, Object, Reconnect, UNKNOWN_CLIENT,
@@ -53,10 +54,24 @@ impl Waiting {
 
 /// What a poll is answered with.
 pub struct Polled {
+    held: Waiting,
     pub reply: String,
     pub events: VecDeque<Frame>,
     /// Where there are events: to be told whether they were written.
     pub carrier: Option<Carrier<Client>>,
+}
+
+impl Polled {
+    /// The connection that gives these receipts is about to write it. If a newer connect has taken
+    /// its events over, it is answered as superseded after all.
+    pub(super) fn is_written_by(&mut self, receipts: &Receipts, site: &Site) {
+        let Some(carrier) = &self.carrier else { return };
+        if let Err(parted) = carrier.writes_by(receipts) {
+            self.reply = site.parting(&self.held, parted);
+            self.events.clear();
+            self.carrier = None;
+        }
+    }
 }
 
 /// An answer now, or somebody to wait for.
@@ -129,6 +144,7 @@ impl Site {
             wait_beside(&session, hold).await;
             let reply = held.accepted(&self.advice(), None);
             return Polled {
+                held,
                 reply,
                 events,
                 carrier: None,
@@ -150,6 +166,7 @@ impl Site {
         if let Some(parted) = outcome {
             return Polled {
                 reply: self.parting(&held, parted),
+                held,
                 events,
                 carrier: None,
             };
@@ -159,6 +176,7 @@ impl Site {
         let is_kept = session.client.unacknowledged.is_some();
         let carrier = Some(carrier).filter(|_| !events.is_empty() && !is_kept);
         Polled {
+            held,
             reply,
             events,
             carrier,

@@ -96,14 +96,14 @@ impl Stream for EventStream {
         if !std::mem::replace(&mut this.is_open, true) {
             return Poll::Ready(Some(Ok(Bytes::from_static(RETRY.as_bytes()))));
         }
-        match this.carrier.poll_take(cx, &mut this.events) {
+        let taken = this.carrier.poll_take(cx, &mut this.events);
+        match taken.map(|taken| taken.and_then(|()| this.carrier.writes_by(&this.receipts))) {
             Poll::Ready(Ok(())) => {
                 let events = this.events.drain(..);
                 let text: String = events.map(|event| stream_event(event.as_str())).collect();
                 let (carrier, newest) = (this.carrier.clone(), this.carrier.clone());
-                carrier.writes_by(&this.receipts);
                 this.receipts.when_written_if(
-                    move || newest.is_newest(),
+                    move || newest.wanted(),
                     move || {
                         carrier.written();
                         carrier.session.outbox.wake();

@@ -31,7 +31,7 @@ use crate::metrics::{CUT_OFFS, CutOff};
 use crate::peers::{Elsewhere, PassedOn, Relayed, Tries, misdirected, unavailable};
 use crate::transport::http::{BodyError, ControlMessages, read_body, text, to_the_end};
 use crate::transport::peer::Peer;
-use crate::transport::receipt::{self, Receipts};
+use crate::transport::receipt::{self, Receipts, Wanted};
 use crate::transport::session::Carrier;
 use crate::transport::websocket::is_websocket_request;
 use crate::wire::bayeux::http::{
@@ -276,7 +276,10 @@ async fn respond(request: &Request, mut texts: Vec<String>, callback: Option<&st
     let polls = connects
         .into_iter()
         .map(|connecting| site.poll(connecting, browser.as_ref()));
-    let polled: Vec<_> = polls.collect::<FuturesUnordered<_>>().collect().await;
+    let mut polled: Vec<_> = polls.collect::<FuturesUnordered<_>>().collect().await;
+    for poll in &mut polled {
+        poll.is_written_by(&request.receipts, site);
+    }
     let mut messages: Vec<&str> = replies.iter().map(String::as_str).collect();
     for Polled { reply, events, .. } in &polled {
         messages.push(reply);
@@ -296,13 +299,10 @@ async fn respond(request: &Request, mut texts: Vec<String>, callback: Option<&st
     let mut response = match carriers.is_empty() {
         true => Response::new(body.into()),
         false => receipt::answer(body.into(), &request.receipts, |receipts| {
-            for carrier in &carriers {
-                carrier.writes_by(receipts);
-            }
             let carriers = Arc::new(carriers);
-            let newest = carriers.clone();
+            let holders = carriers.clone();
             receipts.when_written_if(
-                move || newest.iter().all(Carrier::is_newest),
+                move || (holders.iter().map(Carrier::wanted).min()).unwrap_or(Wanted::Yes),
                 move || carriers.iter().for_each(Carrier::written),
             );
         }),

@@ -100,7 +100,13 @@ struct Bound {
     carrier: Carrier<Client>,
     /// The client acknowledges what it receives: events travel behind connect replies alone.
     acknowledges: bool,
-    held: Option<Box<(Waiting, Instant)>>,
+    held: Option<Box<Held>>,
+}
+
+/// A connect that waits, and until when.
+struct Held {
+    waiting: Waiting,
+    due: Instant,
 }
 
 impl Outgoing {
@@ -112,13 +118,13 @@ impl Outgoing {
     fn connect(&self, connecting: Connecting) {
         let Connecting {
             session,
-            held,
+            held: waiting,
             hold,
         } = connecting;
         let mut line = self.line();
         let is_bound = (line.bound.as_ref()).is_some_and(|bound| bound.carries(&session.id));
         if let Some(before) = line.bound.as_mut().and_then(|bound| bound.held.take()) {
-            line.reply([self.site.parting(&before.0, Parted::Superseded)]);
+            line.reply([self.site.parting(&before.waiting, Parted::Superseded)]);
         }
         if !is_bound {
             let carrier = session.attach(Vehicle::Socket);
@@ -129,7 +135,8 @@ impl Outgoing {
             });
         }
         if let Some(bound) = &mut line.bound {
-            bound.held = Some(Box::new((held, Instant::now() + hold)));
+            let due = Instant::now() + hold;
+            bound.held = Some(Box::new(Held { waiting, due }));
         }
         if hold.is_zero() || session.client.has_lost() {
             self.answer_held(&mut line, VecDeque::new());
@@ -141,9 +148,9 @@ impl Outgoing {
     fn answer_held(&self, line: &mut Line, events: VecDeque<Frame>) {
         let Some(bound) = &mut line.bound else { return };
         if let Some(held) = bound.held.take() {
-            let (held, _) = *held;
             let advice = self.site.advice();
-            let (reply, events) = self.site.accepted(&bound.carrier, &held, &advice, events);
+            let (carrier, waiting) = (&bound.carrier, &held.waiting);
+            let (reply, events) = self.site.accepted(carrier, waiting, &advice, events);
             let messages = [reply.as_str()].into_iter();
             line.reply(messages.chain(events.iter().map(message_of)));
         }
@@ -154,7 +161,7 @@ impl Outgoing {
     fn part(&self, line: &mut Line, parted: Parted) {
         let bound = line.bound.take();
         if let Some(held) = bound.and_then(|bound| bound.held) {
-            line.reply([self.site.parting(&held.0, parted)]);
+            line.reply([self.site.parting(&held.waiting, parted)]);
         }
         if parted != Parted::Superseded {
             line.close = Some(Box::new(close_after(parted)));
@@ -234,7 +241,7 @@ impl Conversation for Socket {
     fn deadline(&self) -> Option<Instant> {
         let line = self.outgoing.line();
         let held = line.bound.as_ref()?.held.as_ref();
-        held.map(|held| held.1)
+        held.map(|held| held.due)
     }
 
     fn on_deadline(&mut self) -> Result<(), Close> {
@@ -283,6 +290,12 @@ impl Source for Arc<Outgoing> {
                 let parted = ready!(bound.carrier.poll_parted(cx));
                 self.part(line, parted);
             }
+        }
+    }
+
+    fn on_blocked(&self) {
+        if let Some(bound) = &self.line().bound {
+            bound.carrier.blocked();
         }
     }
 

@@ -27,6 +27,7 @@ use crate::audit;
 use crate::hub::{Frame, Outbox};
 use crate::metrics::{CUT_OFFS, CutOff, Page};
 use crate::peers::{Elsewhere, Peers, Search};
+use crate::transport::receipt::Receipts;
 use crate::transport::session::{
     Carrier, Earlier, Parted, Session, Sessions, TooManySessions, Vehicle, Visit,
 };
@@ -291,9 +292,11 @@ impl Fallback {
         cx: &mut Context<'_>,
         batch: &mut VecDeque<Frame>,
         is_enough: impl FnMut(&Frame) -> bool,
+        receipts: &Receipts,
     ) -> Poll<Taken> {
         let session = &carrier.session;
-        match carrier.poll_take_until(cx, batch, is_enough) {
+        let taken = carrier.poll_take_until(cx, batch, is_enough);
+        match taken.map(|taken| taken.and_then(|()| carrier.writes_by(receipts))) {
             Poll::Ready(Ok(())) => Poll::Ready(Taken::Messages),
             Poll::Ready(Err(Parted::Superseded)) => Poll::Ready(Taken::Superseded),
             Poll::Ready(Err(Parted::Moved)) => Poll::Ready(Taken::Moved),

@@ -20,7 +20,7 @@ use warp::reply::{Reply, Response};
 
 use super::sessions::{Client, Fallback, HOLD, Taken};
 use crate::hub::Frame;
-use crate::transport::receipt::{self, Receipts};
+use crate::transport::receipt::{self, Receipts, Wanted};
 use crate::transport::session::Carrier;
 use crate::transport::websocket::Close;
 use crate::wire::sockjs::{self, Framing, HEARTBEAT, NOTHING, OPEN};
@@ -61,7 +61,8 @@ impl Answer {
         let mut batch = VecDeque::new();
         let taken = poll_fn(|cx| {
             let mut is_enough = measure.is_enough();
-            Fallback::poll_take(&self.carrier, cx, &mut batch, |frame| is_enough(frame))
+            let is_enough = |frame: &Frame| is_enough(frame);
+            Fallback::poll_take(&self.carrier, cx, &mut batch, is_enough, &self.receipts)
         });
         let taken = timeout(hold, taken).await;
         let brings_messages = matches!(taken, Ok(Taken::Messages));
@@ -76,14 +77,11 @@ impl Answer {
         self.answered(opening + &frames, brings_messages)
     }
 
-    /// Messages are not written any more when they are the carrier's no more.
     fn answered(self, body: String, brings_messages: bool) -> Response {
         let carrier = Arc::new(self.carrier);
         receipt::answer(body.into(), &self.receipts, move |receipts| {
-            carrier.writes_by(receipts);
-            let holder = carrier.clone();
-            let is_wanted = move || !brings_messages || holder.holds();
-            receipts.when_written_if(is_wanted, move || carrier.answered());
+            let wanted = wanted(carrier.clone(), brings_messages);
+            receipts.when_written_if(wanted, move || carrier.answered());
         })
     }
 
@@ -114,6 +112,14 @@ impl Answer {
     }
 }
 
+/// Messages are not written any more when they are the carrier's no more.
+fn wanted(carrier: Arc<Carrier<Client>>, brings_messages: bool) -> impl Fn() -> Wanted {
+    move || match brings_messages {
+        true => carrier.wanted(),
+        false => Wanted::Yes,
+    }
+}
+
 struct Body {
     head: Option<Bytes>,
     carrier: Arc<Carrier<Client>>,
@@ -141,7 +147,9 @@ impl Stream for Body {
             return Poll::Ready(Some(Ok(head)));
         }
         let mut is_enough = this.measure.is_enough();
-        let taken = Fallback::poll_take(&this.carrier, cx, &mut this.batch, |f| is_enough(f));
+        let is_enough = |frame: &Frame| is_enough(frame);
+        let (carrier, receipts) = (&this.carrier, &this.receipts);
+        let taken = Fallback::poll_take(carrier, cx, &mut this.batch, is_enough, receipts);
         let brings_messages = matches!(taken, Poll::Ready(Taken::Messages));
         let text = match taken {
             Poll::Ready(Taken::Messages) => {
@@ -175,10 +183,8 @@ impl Stream for Body {
         this.measure.used += sockjs::units(&text);
         this.has_ended |= this.measure.is_full();
         let (carrier, has_ended) = (this.carrier.clone(), this.has_ended);
-        carrier.writes_by(&this.receipts);
-        let holder = this.carrier.clone();
-        let is_wanted = move || !brings_messages || holder.holds();
-        this.receipts.when_written_if(is_wanted, move || {
+        let wanted = wanted(carrier.clone(), brings_messages);
+        this.receipts.when_written_if(wanted, move || {
             if has_ended {
                 return carrier.answered();
             }

@@ -23,8 +23,30 @@ use super::stream::Stream;
 use crate::metrics::{CUT_OFFS, CutOff};
 
 struct Receipt {
-    is_wanted: Box<dyn Fn() -> bool + Send>,
+    wanted: Box<dyn Fn() -> Wanted + Send>,
     tell: Box<dyn FnOnce() + Send>,
+}
+
+/// Whether what was given to a connection is still to be written.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Wanted {
+    /// Others have it.
+    No,
+    /// If the peer takes it at once: others wait for it.
+    AtOnce,
+    Yes,
+}
+
+/// What becomes of what a connection is given.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Writing {
+    /// It is written before whoever gives it does anything else.
+    #[default]
+    AtOnce,
+    /// It waits for the peer.
+    Blocked,
+    /// Another node writes it.
+    Away,
 }
 
 /// Those to be told of what one connection writes next. They go along with its requests.
@@ -40,35 +62,33 @@ pub struct Receipts(Arc<Mutex<Outstanding>>);
 #[derive(Default)]
 struct Outstanding {
     receipts: Vec<Receipt>,
-    /// Another node is writing what they are for.
-    is_away: bool,
+    writing: Writing,
 }
 
 impl Receipts {
     /// `tell` is called once all that was given to the connection so far has been written, and
     /// dropped if that cannot be any more.
     pub fn when_written(&self, tell: impl FnOnce() + Send + 'static) {
-        self.when_written_if(|| true, tell);
+        self.when_written_if(|| Wanted::Yes, tell);
     }
 
-    /// The same for what is not to be written any more if it is not wanted: then the connection
+    /// The same for what may not be wanted any more: then it is not written, and the connection
     /// ends. Neither may call back here.
     pub fn when_written_if(
         &self,
-        is_wanted: impl Fn() -> bool + Send + 'static,
+        wanted: impl Fn() -> Wanted + Send + 'static,
         tell: impl FnOnce() + Send + 'static,
     ) {
         self.lock().receipts.push(Receipt {
-            is_wanted: Box::new(is_wanted),
+            wanted: Box::new(wanted),
             tell: Box::new(tell),
         });
     }
 
     /// Does something while nothing is being written here, and all that was written is told of.
-    /// It learns whether another node is writing.
-    pub fn between_writes<R>(&self, act: impl FnOnce(bool) -> R) -> R {
+    pub fn between_writes<R>(&self, act: impl FnOnce(Writing) -> R) -> R {
         let nothing_is_written = self.lock();
-        act(nothing_is_written.is_away)
+        act(nothing_is_written.writing)
     }
 
     /// Whether anybody wants to be told of what was given to the connection.
@@ -80,21 +100,24 @@ impl Receipts {
     /// any more.
     pub fn send_away(&self) -> bool {
         let mut outstanding = self.lock();
-        outstanding.is_away = outstanding.are_wanted();
-        outstanding.is_away
+        let is_wanted = outstanding.wanted() != Wanted::No;
+        if is_wanted {
+            outstanding.writing = Writing::Away;
+        }
+        is_wanted
     }
 
     /// The other node has written it.
     pub fn written_away(&self) {
         let mut outstanding = self.lock();
-        outstanding.is_away = false;
+        outstanding.writing = Writing::AtOnce;
         outstanding.tell();
     }
 
     /// The other node cannot write it, or we shall not hear of it.
     pub fn lost(&self) {
         let mut outstanding = self.lock();
-        outstanding.is_away = false;
+        outstanding.writing = Writing::AtOnce;
         let lost = std::mem::take(&mut outstanding.receipts);
         // Dropped outside the lock: they may well look at other locks.
         drop(outstanding);
@@ -111,8 +134,9 @@ impl Receipts {
 }
 
 impl Outstanding {
-    fn are_wanted(&self) -> bool {
-        self.receipts.iter().all(|receipt| (receipt.is_wanted)())
+    fn wanted(&self) -> Wanted {
+        let each = self.receipts.iter().map(|receipt| (receipt.wanted)());
+        each.min().unwrap_or(Wanted::Yes)
     }
 
     fn tell(&mut self) {
@@ -216,20 +240,40 @@ impl Receipted {
         bytes: usize,
         write: impl FnOnce(Pin<&mut dyn Io>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
+        let is_plain = matches!(self.stream, Connection::Plain(_));
+        // Whoever writes gives all that it has.
+        self.advance(cx, write, |written| is_plain && *written == bytes)
+    }
+
+    /// Goes on by `step` with what the connection was given; `is_all` tells from what it gives
+    /// whether the kernel has all of that.
+    fn advance<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        step: impl FnOnce(Pin<&mut dyn Io>, &mut Context<'_>) -> Poll<io::Result<T>>,
+        is_all: impl FnOnce(&T) -> bool,
+    ) -> Poll<io::Result<T>> {
         let mut outstanding = self.receipts.0.lock();
         if !outstanding.receipts.is_empty() {
             check_reader(self.stream.socket())?;
         }
-        if !outstanding.are_wanted() {
+        let wanted = outstanding.wanted();
+        if wanted == Wanted::No {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        let written = write(self.stream.io(), cx);
-        let written = ready!(self.patience.judge(cx, written))?;
-        // Whoever writes gives all that it has.
-        if written == bytes && matches!(self.stream, Connection::Plain(_)) {
+        let done = step(self.stream.io(), cx);
+        outstanding.writing = match done.is_pending() {
+            true => Writing::Blocked,
+            false => Writing::AtOnce,
+        };
+        if done.is_pending() && wanted == Wanted::AtOnce {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        let done = ready!(self.patience.judge(cx, done))?;
+        if is_all(&done) {
             outstanding.tell();
         }
-        Poll::Ready(Ok(written))
+        Poll::Ready(Ok(done))
     }
 
     /// For what comes after HTTP. The connection counts for its peer as long as the seat is there.
@@ -246,15 +290,11 @@ impl Receipted {
 }
 
 impl Patience {
-    /// What became of a write, unless it has waited for too long.
-    fn judge(
-        &mut self,
-        cx: &mut Context<'_>,
-        written: Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
-        if written.is_ready() {
+    /// What became of a write or a flush, unless it has waited for too long.
+    fn judge<T>(&mut self, cx: &mut Context<'_>, done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if done.is_ready() {
             self.ends = None;
-            return written;
+            return done;
         }
         let timeout = self.write_timeout;
         let ends = (self.ends).get_or_insert_with(|| Box::pin(sleep(timeout)));
@@ -323,9 +363,7 @@ impl AsyncWrite for Receipted {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.stream.io().poll_flush(cx))?;
-        self.receipts.0.lock().tell();
-        Poll::Ready(Ok(()))
+        self.advance(cx, |stream, cx| stream.poll_flush(cx), |()| true)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -383,10 +421,34 @@ mod tests {
         let (mut connection, _peer) = connection(receipts.clone()).await;
         let told = Arc::new(AtomicBool::new(false));
         let note = told.clone();
-        receipts.when_written_if(|| false, move || note.store(true, Ordering::Relaxed));
+        receipts.when_written_if(|| Wanted::No, move || note.store(true, Ordering::Relaxed));
         let error = connection.write_all(b"x").await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
         assert!(!told.load(Ordering::Relaxed));
+    }
+
+    #[tokio::test]
+    async fn what_others_wait_for_is_written_at_once_or_not_at_all() {
+        let receipts = Receipts::default();
+        let (mut connection, _peer) = connection(receipts.clone()).await;
+        let told = Arc::new(AtomicBool::new(false));
+        let note = told.clone();
+        receipts.when_written_if(
+            || Wanted::AtOnce,
+            move || note.store(true, Ordering::Relaxed),
+        );
+        connection.write_all(b"x").await.unwrap();
+        assert!(told.load(Ordering::Relaxed));
+        assert_eq!(receipts.between_writes(|it| it), Writing::AtOnce);
+
+        let blocked = tokio::time::timeout(Duration::from_millis(50), async {
+            while connection.write_all(&[0; 65_536]).await.is_ok() {}
+        });
+        assert!(blocked.await.is_err());
+        assert_eq!(receipts.between_writes(|it| it), Writing::Blocked);
+        receipts.when_written_if(|| Wanted::AtOnce, || unreachable!("nobody reads"));
+        let error = connection.write_all(b"x").await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
     }
 
     #[tokio::test]

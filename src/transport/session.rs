@@ -4,7 +4,8 @@
 //! A session's queue is the [`Outbox`] that the hub fills. At most one [`Carrier`] at a time takes
 //! from it: a poll, a stream or a socket. What a carrier took and did not certainly write goes
 //! back to the front when it is dropped, or when a newer one takes its place: a client that comes
-//! anew has given up the earlier one.
+//! anew has given up the earlier one. Only what is just being written, to a peer that takes it, the
+//! newer one waits for.
 //!
 //! ```text
 //!           attach               poll_take              written
@@ -24,7 +25,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::receipt::Receipts;
+use super::receipt::{Receipts, Wanted, Writing};
 use crate::hub::{Closing, Frame, Outbox};
 
 /// The sessions of one front end or app, each with what its protocol keeps as `T`.
@@ -171,12 +172,14 @@ struct State {
     /// The serial number of the carrier that took it: perhaps not the newest, while another node
     /// writes for it.
     taken_by: u64,
-    /// Of the connection that is writing it.
+    /// Of the HTTP connection that is writing it.
     receipts: Option<Receipts>,
     /// The serial number of the newest carrier.
     attached: u64,
     /// Carriers with lower numbers were told that it is on its way.
     left_at: u64,
+    /// A socket is about to write it.
+    is_with_socket: bool,
     ended: bool,
     keeps: bool,
     /// It is on its way to another node.
@@ -222,6 +225,7 @@ impl<T> Session<T> {
                 in_flight: VecDeque::new(),
                 taken_by: 0,
                 receipts: None,
+                is_with_socket: false,
                 handed: 0,
                 kept: VecDeque::new(),
                 keeps: false,
@@ -279,14 +283,15 @@ impl<T> Session<T> {
     /// Takes the place of any other carrier, which is told so.
     ///
     /// A client that has its answer may come anew before we know that it was written: then this
-    /// waits for the receipt, or the answer would come once more.
+    /// waits for the receipt, or the answer would come once more. What a connection is about to
+    /// write belongs to the carrier that took it, unless the peer does not take it at once.
     pub fn attach(self: &Arc<Self>, vehicle: Vehicle) -> Carrier<T> {
         self.attach_after(Earlier::Unknown, vehicle)
     }
 
     /// As [`Session::attach`], by a client that tells what it has received.
     pub fn attach_after(self: &Arc<Self>, earlier: Earlier, vehicle: Vehicle) -> Carrier<T> {
-        let serial = self.between_writes(|state, is_away| {
+        let serial = self.between_writes(|state, is_on_its_way| {
             if state.is_leaving {
                 // No carrier has this number.
                 return Some(0);
@@ -306,7 +311,7 @@ impl<T> Session<T> {
                 }
                 Earlier::Unknown => {
                     state.kept.clear();
-                    if is_away {
+                    if is_on_its_way {
                         return Some(state.attached);
                     }
                 }
@@ -321,12 +326,13 @@ impl<T> Session<T> {
         }
     }
 
-    /// Does something while nothing of the session is being written here, until it gives `Some`.
-    /// It learns whether another node is writing something of it.
+    /// Does something while no HTTP connection writes anything of the session here, until it gives
+    /// `Some`. It learns whether some is on its way to a peer, and not blocked there: whether it was
+    /// written will be known soon, or when another node tells.
     fn between_writes<R>(&self, act: impl Fn(&mut State, bool) -> Option<R>) -> R {
         loop {
             let receipts = self.state().receipts.clone();
-            let try_it = |is_away| {
+            let try_it = |is_on_its_way| {
                 let mut state = self.state();
                 let is_of_these = |of: &Receipts| {
                     receipts
@@ -335,12 +341,15 @@ impl<T> Session<T> {
                 };
                 match &state.receipts {
                     Some(writing) if !is_of_these(writing) => None,
-                    _ => act(&mut state, is_away),
+                    _ => act(&mut state, is_on_its_way),
                 }
             };
             let done = match &receipts {
-                Some(writing) => writing.between_writes(try_it),
-                None => try_it(false),
+                Some(known) => known.between_writes(|it| try_it(it != Writing::Blocked)),
+                None => {
+                    let is_with_socket = self.state().is_with_socket;
+                    try_it(is_with_socket)
+                }
             };
             if let Some(done) = done {
                 return done;
@@ -352,6 +361,7 @@ impl<T> Session<T> {
     /// owner under the session's lock: to queue up, not to write at once (`hub::wake_at_once`).
     fn take_back(&self, state: &mut State) {
         state.receipts = None;
+        state.is_with_socket = false;
         state.handed = 0;
         self.outbox.put_back(&mut state.in_flight);
     }
@@ -360,8 +370,8 @@ impl<T> Session<T> {
     /// another node. If it is on its way already, waits for what becomes of that. `false` if it has
     /// ended, or gone.
     pub async fn begin_to_leave(&self) -> bool {
-        /// A visitor may wait for Redis; another node that writes for us tells of the end, or is
-        /// given up (`crate::peers`).
+        /// A visitor may wait for Redis; what is on its way is written soon, or another node tells
+        /// of the end or is given up (`crate::peers`).
         const LOOK_EVERY: Duration = Duration::from_millis(2);
         while !self.stops() {
             self.settled().await;
@@ -370,8 +380,8 @@ impl<T> Session<T> {
             }
         }
         self.outbox.wake();
-        while !self.between_writes(|state, is_away| {
-            let is_quiet = state.visitors == 0 && !(is_away && state.handed > 0);
+        while !self.between_writes(|state, is_on_its_way| {
+            let is_quiet = state.visitors == 0 && !(is_on_its_way && state.handed > 0);
             if is_quiet {
                 self.take_back(state);
             }
@@ -512,8 +522,8 @@ impl<T> Carrier<T> {
         })
     }
 
-    /// As [`Carrier::poll_take`], for whoever has written all that it took before: gives frames to
-    /// `take`, which says whether it has enough.
+    /// As [`Carrier::poll_take`], for a socket that has written all that it took before, and is about
+    /// to write this: gives frames to `take`, which says whether it has enough.
     pub fn poll_next(
         &self,
         cx: &mut Context<'_>,
@@ -525,7 +535,22 @@ impl<T> Carrier<T> {
             self.session.outbox.wake();
             state = self.session.state();
         }
-        self.poll_take_from(&mut state, cx, take)
+        let taken = self.poll_take_from(&mut state, cx, take);
+        if let Poll::Ready(Ok(())) = taken {
+            state.is_with_socket = true;
+        }
+        taken
+    }
+
+    /// The socket does not take it: a newer carrier need not wait for that.
+    pub fn blocked(&self) {
+        let mut state = self.session.state();
+        if self.holds(&state) {
+            state.is_with_socket = false;
+            if state.attached != self.serial {
+                self.session.take_back(&mut state);
+            }
+        }
     }
 
     fn poll_take_from(
@@ -560,13 +585,15 @@ impl<T> Carrier<T> {
         Poll::Ready(Ok(()))
     }
 
-    /// From now on what was taken is being written by the connection that gives these receipts,
-    /// unless another carrier took the place.
-    pub fn writes_by(&self, receipts: &Receipts) {
+    /// From now on what was taken is being written by the connection that gives these receipts. If a
+    /// newer carrier has it, tells what became of this one.
+    pub fn writes_by(&self, receipts: &Receipts) -> Result<(), Parted> {
         let mut state = self.session.state();
-        if state.attached == self.serial {
-            state.receipts = Some(receipts.clone());
+        if !self.holds(&state) {
+            return Err(self.parted(&state).unwrap_or(Parted::Superseded));
         }
+        state.receipts = Some(receipts.clone());
+        Ok(())
     }
 
     /// All that was taken is written.
@@ -595,7 +622,7 @@ impl<T> Carrier<T> {
     /// What was handed out is written. Whether anything was. The outbox is not told: the next look
     /// into it does that too.
     fn settle(&self, state: &mut State) -> bool {
-        if state.taken_by != self.serial || state.handed == 0 {
+        if !self.holds(state) {
             return false;
         }
         let written = state.in_flight.drain(..state.handed);
@@ -605,6 +632,7 @@ impl<T> Carrier<T> {
         }
         state.handed = 0;
         state.receipts = None;
+        state.is_with_socket = false;
         true
     }
 
@@ -633,9 +661,18 @@ impl<T> Carrier<T> {
     }
 
     /// What it took last is still its own to write.
-    pub fn holds(&self) -> bool {
-        let state = self.session.state();
+    fn holds(&self, state: &State) -> bool {
         state.taken_by == self.serial && state.handed > 0
+    }
+
+    /// Whether what it took last is still to be written.
+    pub fn wanted(&self) -> Wanted {
+        let state = self.session.state();
+        match self.holds(&state) {
+            false => Wanted::No,
+            true if state.attached == self.serial => Wanted::Yes,
+            true => Wanted::AtOnce,
+        }
     }
 
     fn parted(&self, state: &State) -> Option<Parted> {
@@ -756,13 +793,37 @@ mod tests {
             assert_eq!(taken, Ok(()));
             assert_eq!(got, [text]);
         }
-        // Too late for the second: another has it now.
+        push(&session, &["3"]);
         let newest = session.attach(Vehicle::Poll);
+        assert_eq!(carrier.wanted(), Wanted::AtOnce);
+        let waiting = tokio::spawn(async move { take(&newest).await.unwrap() });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
         let taken = poll_fn(|cx| carrier.poll_next(cx, |_| false)).await;
         assert_eq!(taken, Err(Parted::Superseded));
-        assert_eq!(take(&newest).await.unwrap(), ["2"]);
-        newest.written();
-        assert_eq!(session.outbox.bytes(), 0);
+        assert_eq!(waiting.await.unwrap(), ["3"]);
+    }
+
+    #[tokio::test]
+    async fn what_a_socket_does_not_take_is_taken_over() {
+        for is_blocked_before in [true, false] {
+            let session = session();
+            push(&session, &["1"]);
+            let carrier = session.attach(Vehicle::Socket);
+            let taken = poll_fn(|cx| carrier.poll_next(cx, |_| false)).await;
+            assert_eq!(taken, Ok(()));
+            if is_blocked_before {
+                carrier.blocked();
+            }
+            let newest = session.attach(Vehicle::Poll);
+            carrier.blocked();
+            assert_eq!(carrier.wanted(), Wanted::No);
+            assert_eq!(take(&newest).await.unwrap(), ["1"]);
+            newest.written();
+            let taken = poll_fn(|cx| carrier.poll_next(cx, |_| false)).await;
+            assert_eq!(taken, Err(Parted::Superseded));
+            assert_eq!(session.outbox.bytes(), 0);
+        }
     }
 
     #[tokio::test]
@@ -789,7 +850,7 @@ mod tests {
         push(&session, &["1"]);
         let old = session.attach(Vehicle::Poll);
         take(&old).await.unwrap();
-        old.writes_by(&receipts);
+        old.writes_by(&receipts).unwrap();
         let came = receipts.between_writes(|_| {
             // The kernel has it, and so has the client; the receipt is still to come.
             let came = std::thread::spawn({
@@ -804,6 +865,52 @@ mod tests {
         let new = came.join().unwrap();
         push(&session, &["2"]);
         assert_eq!(take(&new).await.unwrap(), ["2"]);
+    }
+
+    /// What the carrier took is given to a connection, which cares for it from now on.
+    fn give(carrier: Arc<Carrier<()>>, receipts: &Receipts) {
+        carrier.writes_by(receipts).unwrap();
+        let holder = carrier.clone();
+        receipts.when_written_if(move || holder.wanted(), move || carrier.written());
+    }
+
+    #[tokio::test]
+    async fn what_is_about_to_be_written_is_not_taken_over_unless_it_is_lost() {
+        for is_written in [true, false] {
+            let (session, receipts) = (session(), Receipts::default());
+            push(&session, &["1"]);
+            let old = Arc::new(session.attach(Vehicle::Poll));
+            take(&old).await.unwrap();
+            give(old.clone(), &receipts);
+            let new = Arc::new(session.attach(Vehicle::Poll));
+            assert_eq!(old.wanted(), Wanted::AtOnce);
+            push(&session, &["2"]);
+            let waiting = tokio::spawn(async move { take(&new).await.unwrap() });
+            tokio::task::yield_now().await;
+            assert!(!waiting.is_finished());
+            drop(old);
+            match is_written {
+                true => receipts.written_away(),
+                false => receipts.lost(),
+            }
+            let got = waiting.await.unwrap();
+            assert_eq!(got, if is_written { &["2"][..] } else { &["1", "2"] });
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_taken_over_is_nobody_elses_to_write() {
+        let (session, receipts) = (session(), Receipts::default());
+        push(&session, &["1"]);
+        let old = session.attach(Vehicle::Poll);
+        take(&old).await.unwrap();
+        let new = session.attach(Vehicle::Poll);
+        assert_eq!(old.writes_by(&receipts), Err(Parted::Superseded));
+        assert_eq!(old.wanted(), Wanted::No);
+        drop(old);
+        assert_eq!(take(&new).await.unwrap(), ["1"]);
+        assert_eq!(new.writes_by(&receipts), Ok(()));
+        assert_eq!(new.wanted(), Wanted::Yes);
     }
 
     #[tokio::test]
@@ -887,7 +994,7 @@ mod tests {
         });
         drop(visit);
         assert!(leaving.await.unwrap());
-        assert!(!carrier.holds());
+        assert_eq!(carrier.wanted(), Wanted::No);
         drop(carrier);
         let texts = |luggage: Luggage| {
             let frames = luggage.waiting.iter();
@@ -915,10 +1022,7 @@ mod tests {
             push(&session, &["1"]);
             let carrier = Arc::new(session.attach(Vehicle::Poll));
             take(&carrier).await.unwrap();
-            carrier.writes_by(&receipts);
-            let (newest, writer) = (carrier.clone(), carrier.clone());
-            receipts.when_written_if(move || newest.is_newest(), move || writer.written());
-            drop(carrier);
+            give(carrier, &receipts);
             assert!(receipts.send_away());
             let leaving = tokio::spawn({
                 let session = session.clone();

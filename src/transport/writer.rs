@@ -58,12 +58,14 @@ pub trait Source: Send + 'static {
         encoded: &mut Encoded,
     ) -> Poll<Result<(), Close>>;
 
+    /// The peer does not take what was encoded last.
+    fn on_blocked(&self) {}
+
     /// While the peer takes nothing: waits until it is of no use to go on.
     fn poll_abandon(&self, cx: &mut Context<'_>) -> Poll<Close>;
 }
 
 /// Frames as they go over the wire.
-#[derive(Default)]
 pub struct Encoded {
     bytes: Vec<u8>,
 }
@@ -278,6 +280,9 @@ impl<S: Source> State<S> {
     }
 
     fn on_error(&mut self, error: &io::Error) {
+        if let Some(ways) = &self.ways {
+            ways.source.on_blocked();
+        }
         match error.kind() {
             io::ErrorKind::WouldBlock => {
                 self.is_blocked = true;
@@ -307,7 +312,7 @@ impl<S: Source> Ways<S> {
             static ENCODED: Cell<Encoded> = const { Cell::new(Encoded::NOTHING) };
         }
         // Taken, since asking the source may wake another writer, which writes in this call.
-        let mut encoded = ENCODED.take();
+        let mut encoded = ENCODED.replace(Encoded::NOTHING);
         let outcome = self.source.poll_encode(cx, &mut encoded);
         if !encoded.bytes.is_empty() {
             let written = self.stream.try_write(&encoded.bytes).unwrap_or(0);
