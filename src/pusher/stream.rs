@@ -60,8 +60,7 @@ impl Answer {
         };
         let mut batch = VecDeque::new();
         let taken = poll_fn(|cx| {
-            let mut is_enough = measure.is_enough();
-            let is_enough = |frame: &Frame| is_enough(frame);
+            let is_enough = measure.is_enough();
             Fallback::poll_take(&self.carrier, cx, &mut batch, is_enough, &self.receipts)
         });
         let taken = timeout(hold, taken).await;
@@ -146,8 +145,7 @@ impl Stream for Body {
         if let Some(head) = this.head.take() {
             return Poll::Ready(Some(Ok(head)));
         }
-        let mut is_enough = this.measure.is_enough();
-        let is_enough = |frame: &Frame| is_enough(frame);
+        let is_enough = this.measure.is_enough();
         let (carrier, receipts) = (&this.carrier, &this.receipts);
         let taken = Fallback::poll_take(carrier, cx, &mut this.batch, is_enough, receipts);
         let brings_messages = matches!(taken, Poll::Ready(Taken::Messages));

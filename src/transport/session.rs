@@ -332,24 +332,23 @@ impl<T> Session<T> {
     fn between_writes<R>(&self, act: impl Fn(&mut State, bool) -> Option<R>) -> R {
         loop {
             let receipts = self.state().receipts.clone();
-            let try_it = |is_on_its_way| {
+            let try_it = |writing| {
                 let mut state = self.state();
                 let is_of_these = |of: &Receipts| {
                     receipts
                         .as_ref()
                         .is_some_and(|known| known.are_of_one_connection(of))
                 };
-                match &state.receipts {
-                    Some(writing) if !is_of_these(writing) => None,
-                    _ => act(&mut state, is_on_its_way),
-                }
+                let is_on_its_way = match &state.receipts {
+                    Some(of) if !is_of_these(of) => return None,
+                    Some(_) => writing != Writing::Blocked,
+                    None => state.is_with_socket,
+                };
+                act(&mut state, is_on_its_way)
             };
             let done = match &receipts {
-                Some(known) => known.between_writes(|it| try_it(it != Writing::Blocked)),
-                None => {
-                    let is_with_socket = self.state().is_with_socket;
-                    try_it(is_with_socket)
-                }
+                Some(known) => known.between_writes(try_it),
+                None => try_it(Writing::default()),
             };
             if let Some(done) = done {
                 return done;
