@@ -337,7 +337,7 @@ describe('better than Faye', { concurrency: true, timeout: 30_000, skip: IS_FAYE
     while (sent < count) {
       await post(url, Array.from({ length: batch }, () => ({ channel: q, data: sent++ })));
       if (sent % change === 0) changing = changing.then(goOn);
-      await until(() => received() >= sent - lagMax, () => `${received()} of ${sent} after ${changes} transports`, 20_000);
+      await until(() => received() >= sent - lagMax, () => `${received()} of ${sent}: ${phases.map(({ got }) => got.length)}`, 20_000);
     }
     await changing;
     await until(() => received() >= count, () => `${received()} of ${count}`);

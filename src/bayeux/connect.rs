@@ -139,7 +139,8 @@ impl Site {
             }
         }
         let mut events = VecDeque::new();
-        if session.carried_by() == Some(Vehicle::Stream) {
+        let gathers_until = gathers_until(&session);
+        let Some(carrier) = session.attach_poll() else {
             // Sent while the client was opening its stream: the events go there (3.7).
             wait_beside(&session, hold).await;
             let reply = held.accepted(&self.advice(), None);
@@ -149,9 +150,7 @@ impl Site {
                 events,
                 carrier: None,
             };
-        }
-        let gathers_until = gathers_until(&session);
-        let carrier = session.attach(Vehicle::Poll);
+        };
         if session.client.has_lost() {
             hold = Duration::ZERO;
         }

@@ -292,33 +292,59 @@ impl<T> Session<T> {
     /// As [`Session::attach`], by a client that tells what it has received.
     pub fn attach_after(self: &Arc<Self>, earlier: Earlier, vehicle: Vehicle) -> Carrier<T> {
         let serial = self.between_writes(|state, is_on_its_way| {
-            if state.is_leaving {
-                // No carrier has this number.
-                return Some(0);
-            }
-            state.attached += 1;
-            state.carried_by = Some(vehicle);
-            state.idle.answered = false;
-            state.keeps = earlier != Earlier::Unknown;
-            match earlier {
-                Earlier::Received => {
-                    state.in_flight.drain(..state.handed);
-                    state.kept.clear();
-                }
-                Earlier::Lost => {
-                    state.kept.append(&mut state.in_flight);
-                    std::mem::swap(&mut state.kept, &mut state.in_flight);
-                }
-                Earlier::Unknown => {
-                    state.kept.clear();
-                    if is_on_its_way {
-                        return Some(state.attached);
-                    }
-                }
-            }
-            self.take_back(state);
-            Some(state.attached)
+            Some(self.change_places(state, earlier, vehicle, is_on_its_way))
         });
+        self.carrier(serial)
+    }
+
+    /// As [`Session::attach`], by a poll, but not in the place of a stream.
+    pub fn attach_poll(self: &Arc<Self>) -> Option<Carrier<T>> {
+        let serial = self.between_writes(|state, is_on_its_way| {
+            let is_free = state.carried_by != Some(Vehicle::Stream);
+            let change =
+                || self.change_places(state, Earlier::Unknown, Vehicle::Poll, is_on_its_way);
+            Some(is_free.then(change))
+        });
+        serial.map(|serial| self.carrier(serial))
+    }
+
+    /// The serial number of the new carrier.
+    fn change_places(
+        &self,
+        state: &mut State,
+        earlier: Earlier,
+        vehicle: Vehicle,
+        is_on_its_way: bool,
+    ) -> u64 {
+        if state.is_leaving {
+            // No carrier has this number.
+            return 0;
+        }
+        state.attached += 1;
+        state.carried_by = Some(vehicle);
+        state.idle.answered = false;
+        state.keeps = earlier != Earlier::Unknown;
+        match earlier {
+            Earlier::Received => {
+                state.in_flight.drain(..state.handed);
+                state.kept.clear();
+            }
+            Earlier::Lost => {
+                state.kept.append(&mut state.in_flight);
+                std::mem::swap(&mut state.kept, &mut state.in_flight);
+            }
+            Earlier::Unknown => {
+                state.kept.clear();
+                if is_on_its_way {
+                    return state.attached;
+                }
+            }
+        }
+        self.take_back(state);
+        state.attached
+    }
+
+    fn carrier(self: &Arc<Self>, serial: u64) -> Carrier<T> {
         self.outbox.wake();
         Carrier {
             session: self.clone(),
@@ -895,6 +921,18 @@ mod tests {
             let got = waiting.await.unwrap();
             assert_eq!(got, if is_written { &["2"][..] } else { &["1", "2"] });
         }
+    }
+
+    #[tokio::test]
+    async fn a_poll_does_not_take_the_place_of_a_stream() {
+        let session = session();
+        let stream = session.attach(Vehicle::Stream);
+        assert!(session.attach_poll().is_none());
+        push(&session, &["1"]);
+        assert_eq!(take(&stream).await.unwrap(), ["1"]);
+        drop(stream);
+        let poll = session.attach_poll().unwrap();
+        assert_eq!(take(&poll).await.unwrap(), ["1"]);
     }
 
     #[tokio::test]
