@@ -96,8 +96,8 @@ impl Stream for EventStream {
         if !std::mem::replace(&mut this.is_open, true) {
             return Poll::Ready(Some(Ok(Bytes::from_static(RETRY.as_bytes()))));
         }
-        let taken = this.carrier.poll_take(cx, &mut this.events);
-        match taken.map(|taken| taken.and_then(|()| this.carrier.writes_by(&this.receipts))) {
+        let (carrier, events) = (&this.carrier, &mut this.events);
+        match carrier.poll_take_to(&this.receipts, cx, events, |_| false) {
             Poll::Ready(Ok(())) => {
                 let events = this.events.drain(..);
                 let text: String = events.map(|event| stream_event(event.as_str())).collect();

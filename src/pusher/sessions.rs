@@ -295,8 +295,7 @@ impl Fallback {
         receipts: &Receipts,
     ) -> Poll<Taken> {
         let session = &carrier.session;
-        let taken = carrier.poll_take_until(cx, batch, is_enough);
-        match taken.map(|taken| taken.and_then(|()| carrier.writes_by(receipts))) {
+        match carrier.poll_take_to(receipts, cx, batch, is_enough) {
             Poll::Ready(Ok(())) => Poll::Ready(Taken::Messages),
             Poll::Ready(Err(Parted::Superseded)) => Poll::Ready(Taken::Superseded),
             Poll::Ready(Err(Parted::Moved)) => Poll::Ready(Taken::Moved),

@@ -392,22 +392,25 @@ mod tests {
         (receipted, peer.unwrap())
     }
 
+    /// What shows whether it was told, and what tells.
+    fn witness() -> (Arc<AtomicBool>, impl FnOnce() + Send + 'static) {
+        let told = Arc::new(AtomicBool::new(false));
+        let tell = told.clone();
+        (told, move || tell.store(true, Ordering::Relaxed))
+    }
+
     #[tokio::test]
     async fn a_receipt_comes_with_the_write_or_never() {
         let receipts = Receipts::default();
         let (mut connection, peer) = connection(receipts.clone()).await;
-        let told = Arc::new(AtomicBool::new(false));
-        let note = |told: &Arc<AtomicBool>| {
-            let told = told.clone();
-            move || told.store(true, Ordering::Relaxed)
-        };
-        receipts.when_written(note(&told));
+        let (told, tell) = witness();
+        receipts.when_written(tell);
         assert!(!told.load(Ordering::Relaxed));
         connection.write_all(b"x").await.unwrap();
         assert!(told.load(Ordering::Relaxed));
 
-        let told = Arc::new(AtomicBool::new(false));
-        receipts.when_written(note(&told));
+        let (told, tell) = witness();
+        receipts.when_written(tell);
         drop(peer);
         assert!(connection.write_all(b"x").await.is_err());
         drop(connection);
@@ -419,9 +422,8 @@ mod tests {
     async fn what_is_not_wanted_any_more_is_not_written() {
         let receipts = Receipts::default();
         let (mut connection, _peer) = connection(receipts.clone()).await;
-        let told = Arc::new(AtomicBool::new(false));
-        let note = told.clone();
-        receipts.when_written_if(|| Wanted::No, move || note.store(true, Ordering::Relaxed));
+        let (told, tell) = witness();
+        receipts.when_written_if(|| Wanted::No, tell);
         let error = connection.write_all(b"x").await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
         assert!(!told.load(Ordering::Relaxed));
@@ -431,12 +433,8 @@ mod tests {
     async fn what_others_wait_for_is_written_at_once_or_not_at_all() {
         let receipts = Receipts::default();
         let (mut connection, _peer) = connection(receipts.clone()).await;
-        let told = Arc::new(AtomicBool::new(false));
-        let note = told.clone();
-        receipts.when_written_if(
-            || Wanted::AtOnce,
-            move || note.store(true, Ordering::Relaxed),
-        );
+        let (told, tell) = witness();
+        receipts.when_written_if(|| Wanted::AtOnce, tell);
         connection.write_all(b"x").await.unwrap();
         assert!(told.load(Ordering::Relaxed));
         assert_eq!(receipts.between_writes(|it| it), Writing::AtOnce);

@@ -169,8 +169,8 @@ struct State {
     in_flight: VecDeque<Frame>,
     /// So many of them are with the carrier.
     handed: usize,
-    /// The serial number of the carrier that took it: perhaps not the newest, while another node
-    /// writes for it.
+    /// The serial number of the carrier that took it: perhaps not the newest, while it is being
+    /// written.
     taken_by: u64,
     /// Of the HTTP connection that is writing it.
     receipts: Option<Receipts>,
@@ -531,20 +531,30 @@ impl<T> Carrier<T> {
         cx: &mut Context<'_>,
         batch: &mut VecDeque<Frame>,
     ) -> Poll<Result<(), Parted>> {
-        self.poll_take_until(cx, batch, |_| false)
+        self.poll_take_from(&mut self.session.state(), cx, |frame| {
+            batch.push_back(frame.clone());
+            false
+        })
     }
 
-    /// As [`Carrier::poll_take`], up to and with the frame at which it `is_enough`.
-    pub fn poll_take_until(
+    /// As [`Carrier::poll_take`], up to and with the frame at which it `is_enough`, for a stream that
+    /// is about to write this by the connection that gives these receipts.
+    pub fn poll_take_to(
         &self,
+        receipts: &Receipts,
         cx: &mut Context<'_>,
         batch: &mut VecDeque<Frame>,
         mut is_enough: impl FnMut(&Frame) -> bool,
     ) -> Poll<Result<(), Parted>> {
-        self.poll_take_from(&mut self.session.state(), cx, |frame| {
+        let mut state = self.session.state();
+        let taken = self.poll_take_from(&mut state, cx, |frame| {
             batch.push_back(frame.clone());
             is_enough(frame)
-        })
+        });
+        if let Poll::Ready(Ok(())) = taken {
+            state.receipts = Some(receipts.clone());
+        }
+        taken
     }
 
     /// As [`Carrier::poll_take`], for a socket that has written all that it took before, and is about
